@@ -1,0 +1,213 @@
+"""The manifest of a bundle: what `bundle.json` says, as frozen, typed structs.
+
+The runtime knows no model family: whatever differs between families is a field here or a node in a graph. A graph's
+inputs and outputs are declared, never guessed, and two naming rules replace tables of special cases:
+
+- an output called `next_X` is what the input `X` receives in the following call (`next_sample`, `next_history`,
+  `next_state_3`);
+- a shape's axes are integers or expressions in the axis letters `B` (guidance rows), `L` (text tokens), `F` (latent
+  frames), `H` and `W` (latent height and width), optionally multiplied by an integer: `"8*H"`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Component",
+    "Conditioning",
+    "Defaults",
+    "Expert",
+    "File",
+    "Geometry",
+    "Manifest",
+    "Parity",
+    "Solver",
+    "Source",
+    "Tensor",
+    "Text",
+    "Variant",
+    "resolve_shape",
+]
+
+FORMAT_VERSION = 1
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DType = Literal["float32", "float16", "bfloat16", "uint8", "int64"]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,127}$")]
+Axis = Annotated[str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,5}\*)?[BLFHW]$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Base of every manifest type: immutable, and an unknown key is an error."""
+
+
+class Tensor(_Struct):
+    """One input or output of a graph."""
+
+    name: Name
+    dtype: DType
+    shape: tuple[Annotated[int, msgspec.Meta(ge=1)] | Axis, ...]
+
+
+class Parity(_Struct):
+    """How far a graph is from PyTorch on the same inputs, measured when it was exported.
+
+    `max_abs` and `rms` are differences in the output's own units; `scale` is the RMS of PyTorch's output.
+    """
+
+    max_abs: float
+    rms: float
+    scale: float
+    engine: str
+
+
+class Variant(_Struct):
+    """A component in one precision: its graph, the weight files the graph reads, its inputs and outputs."""
+
+    graph: str
+    weights: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parity: Parity | None = None
+
+
+class Component(_Struct):
+    """One graph of the bundle, in the precisions it was exported in."""
+
+    variants: Annotated[dict[str, Variant], msgspec.Meta(min_length=1)]
+
+
+class Geometry(_Struct):
+    """How latents relate to frames: a video of 1 + `temporal`·(F − 1) frames of `spatial`·H × `spatial`·W pixels.
+
+    `patch` is how many latents one transformer token spans on a side: H and W are multiples of it.
+    """
+
+    channels: Count
+    spatial: Count
+    temporal: Count
+    patch: Count
+
+
+class Solver(_Struct):
+    """The checkpoint's sampler, as its scheduler config describes it.
+
+    `order`, `kind`, `corrector` and `lower_order_final` mean what they do in the UniPC paper (arXiv:2302.04867) and are
+    ignored by samplers that lack them. `shift` is the flow shift of SD3 (arXiv:2403.03206, equation 23).
+    """
+
+    name: Literal["euler", "unipc", "dpmpp-2m"]
+    shift: Positive = 1.0
+    train_timesteps: Count = 1000
+    order: Annotated[int, msgspec.Meta(ge=1, le=3)] = 2
+    kind: Literal["bh1", "bh2"] = "bh2"
+    corrector: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    lower_order_final: bool = True
+
+
+class Expert(_Struct):
+    """A step component and the timesteps it is for: those at or above `boundary` that no earlier expert took."""
+
+    component: str
+    boundary: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    guidance_scale: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+
+
+class Conditioning(_Struct):
+    """How the model takes frames that are given.
+
+    `clean`: they enter as they are, at timestep 0 of their own (`known_weights` = 1, 0). `noised`: they enter at the
+    noise level of the step (1 − σ, σ), which is approximate. `channels`: they enter through extra channels, where frames
+    that are not given are encoded as mid-grey. `image_tokens` says that the first given image also passes through the
+    `image_encoder` into the step's `image` input.
+    """
+
+    kind: Literal["clean", "noised", "channels"]
+    image_required: bool = False
+    image_tokens: bool = False
+
+
+class Text(_Struct):
+    """How a prompt becomes token ids: the cleaning steps in their order, then `tokenizer`.
+
+    `length` is L of the step's `text`; shorter prompts are padded with zero embeddings, longer ones are refused.
+    """
+
+    tokenizer: str
+    length: Count
+    dim: Count
+    cleaning: tuple[Literal["ftfy", "html", "whitespace"], ...]
+
+
+class Defaults(_Struct):
+    """What a request gets where it says nothing. Sizes in pixels, `fps` in frames per second."""
+
+    width: Count
+    height: Count
+    num_frames: Count
+    fps: Positive
+    num_inference_steps: Count
+    negative_prompt: str = ""
+
+
+class Source(_Struct):
+    """Where the bundle came from."""
+
+    checkpoint: str
+    pipeline: str
+    exporter: str
+    licence: str | None = None
+
+
+class File(_Struct):
+    """Size in bytes and sha256 of a file."""
+
+    size: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+    sha256: Digest
+
+
+class Manifest(_Struct):
+    """All of `bundle.json`. `files` lists every other file of the bundle by its relative POSIX path."""
+
+    format_version: int
+    name: str
+    family: str
+    source: Source
+    geometry: Geometry
+    defaults: Defaults
+    solver: Solver
+    conditioning: Conditioning
+    text: Text
+    experts: Annotated[tuple[Expert, ...], msgspec.Meta(min_length=1)]
+    components: dict[Name, Component]
+    files: dict[str, File]
+
+
+_AXIS = re.compile(r"^(?:(\d+)\*)?([BLFHW])$")
+
+
+def resolve_shape(shape: tuple[int | str, ...], axes: Mapping[str, int]) -> tuple[int, ...]:
+    """The concrete shape of a declared one: `("1", "8*H")` with `{"H": 4}` gives `(1, 32)`.
+
+    Raises KeyError for an axis letter that `axes` lacks.
+    """
+    resolved = []
+    for axis in shape:
+        if isinstance(axis, int):
+            resolved.append(axis)
+            continue
+        match = _AXIS.match(axis)
+        if match is None:
+            raise KeyError(axis)
+        resolved.append(int(match[1] or 1) * axes[match[2]])
+    return tuple(resolved)
