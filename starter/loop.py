@@ -1,0 +1,137 @@
+"""A training loop that fits a time budget: learning rate, averaged weights, checkpoints and resuming, in one place."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Budget", "Loop", "save_atomically"]
+
+log = logging.getLogger(__name__)
+
+_SAVE_EVERY = 120.0  # seconds
+_LOG_EVERY = 20.0  # seconds
+_WARM_UP = 100  # steps
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast to train. `ema` is the largest decay of the averaged weights."""
+
+    minutes: float
+    learning_rate: float
+    ema: float = 0.999
+    weight_decay: float = 0.01
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """`torch.save` to a temporary sibling, then rename: whoever reads `path` sees a whole file or the previous one."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+class Loop:
+    """Trains one module until its budget of wall-clock time is used up, resuming from `path` if it exists.
+
+    >>> loop = Loop(module, Budget(minutes=10, learning_rate=1e-3), Path("run/vae.pt"))
+    >>> for progress in loop.steps():
+    ...     loop.update(loss_of(module, progress))
+    >>> averaged = loop.averaged
+    """
+
+    def __init__(self, module: nn.Module, budget: Budget, path: Path) -> None:
+        self.module = module
+        self.averaged = copy.deepcopy(module).requires_grad_(False)
+        self.budget = budget
+        self.path = path
+        self.step = 0
+        self.seconds = 0.0
+        decayed = [p for p in module.parameters() if p.ndim > 1]
+        others = [p for p in module.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": budget.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=budget.learning_rate, betas=(0.9, 0.98))
+        self._running: dict[str, float] = {}
+        if path.exists():
+            self._load()
+
+    @property
+    def progress(self) -> float:
+        """Share of the time budget used, 0 to 1."""
+        return min(1.0, self.seconds / max(1e-6, self.budget.minutes * 60))
+
+    def steps(self) -> Iterator[float]:
+        """Progress before each step, until the budget is used up; the state is saved on the way and at the end."""
+        saved = logged = last = time.monotonic()
+        while self.progress < 1.0:
+            yield self.progress
+            now = time.monotonic()
+            self.seconds += now - last
+            last = now
+            if now - logged > _LOG_EVERY:
+                logged = now
+                figures = " ".join(f"{name} {value:.4f}" for name, value in self._running.items())
+                log.info("%s step %d, %.0f %%: %s", self.path.stem, self.step, 100 * self.progress, figures)
+            if now - saved > _SAVE_EVERY:
+                saved = now
+                self.save()
+        self.save()
+
+    def update(self, loss: torch.Tensor, **figures: float) -> None:
+        """One optimiser step on this loss; `figures` are averaged for the log."""
+        rate = self._learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self.step += 1
+        self._average()
+        for name, value in {"loss": loss.item(), **figures}.items():
+            before = self._running.get(name, value)
+            self._running[name] = before + 0.02 * (value - before)
+
+    def save(self) -> None:
+        """Write everything needed to go on from here."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "module": self.module.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        save_atomically(state, self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        log.info("%s resumed at step %d, %.0f s", self.path.stem, self.step, self.seconds)
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up over the first steps, then a cosine to zero at the end of the budget."""
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
+        return self.budget.learning_rate * min(1.0, (self.step + 1) / _WARM_UP) * max(cosine, 1e-3)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
+        for mean, value in zip(self.averaged.parameters(), self.module.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
