@@ -41,16 +41,20 @@ Precision = Literal["fp32", "fp16", "bf16"]
 DType = Literal["float32", "float16", "bfloat16", "uint8", "int64"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,127}$")]
-Axis = Annotated[str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,5}\*)?[BLFHW]$")]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+# \Z, because $ also matches before a trailing newline.
+Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.+-]{0,127}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,127}\Z")]
+VariantName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
+Axis = Annotated[str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,5}\*)?[BLFHW]\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Base of every manifest type: immutable, and an unknown key is an error."""
 
 
-class Tensor(_Struct):
+class Tensor(_Struct, frozen=True):
     """One input or output of a graph."""
 
     name: Name
@@ -58,19 +62,19 @@ class Tensor(_Struct):
     shape: tuple[Annotated[int, msgspec.Meta(ge=1)] | Axis, ...]
 
 
-class Parity(_Struct):
+class Parity(_Struct, frozen=True):
     """How far a graph is from PyTorch on the same inputs, measured when it was exported.
 
     `max_abs` and `rms` are differences in the output's own units; `scale` is the RMS of PyTorch's output.
     """
 
-    max_abs: float
-    rms: float
-    scale: float
+    max_abs: NonNegative
+    rms: NonNegative
+    scale: NonNegative
     engine: str
 
 
-class Variant(_Struct):
+class Variant(_Struct, frozen=True):
     """A component in one precision: its graph, the weight files the graph reads, its inputs and outputs."""
 
     graph: str
@@ -80,13 +84,13 @@ class Variant(_Struct):
     parity: Parity | None = None
 
 
-class Component(_Struct):
+class Component(_Struct, frozen=True):
     """One graph of the bundle, in the precisions it was exported in."""
 
-    variants: Annotated[dict[str, Variant], msgspec.Meta(min_length=1)]
+    variants: Annotated[dict[VariantName, Variant], msgspec.Meta(min_length=1)]
 
 
-class Geometry(_Struct):
+class Geometry(_Struct, frozen=True):
     """How latents relate to frames: a video of 1 + `temporal`·(F − 1) frames of `spatial`·H × `spatial`·W pixels.
 
     `patch` is how many latents one transformer token spans on a side: H and W are multiples of it.
@@ -98,7 +102,7 @@ class Geometry(_Struct):
     patch: Count
 
 
-class Solver(_Struct):
+class Solver(_Struct, frozen=True):
     """The checkpoint's sampler, as its scheduler config describes it.
 
     `order`, `kind`, `corrector` and `lower_order_final` mean what they do in the UniPC paper (arXiv:2302.04867) and are
@@ -111,25 +115,25 @@ class Solver(_Struct):
     order: Annotated[int, msgspec.Meta(ge=1, le=3)] = 2
     kind: Literal["bh1", "bh2"] = "bh2"
     corrector: bool = True
-    disable_corrector: tuple[int, ...] = ()
+    disable_corrector: tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 20)], ...] = ()
     lower_order_final: bool = True
 
 
-class Expert(_Struct):
+class Expert(_Struct, frozen=True):
     """A step component and the timesteps it is for: those at or above `boundary` that no earlier expert took."""
 
     component: str
-    boundary: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    guidance_scale: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    boundary: NonNegative = 0.0
+    guidance_scale: NonNegative = 1.0
 
 
-class Conditioning(_Struct):
+class Conditioning(_Struct, frozen=True):
     """How the model takes frames that are given.
 
     `clean`: they enter as they are, at timestep 0 of their own (`known_weights` = 1, 0). `noised`: they enter at the
-    noise level of the step (1 − σ, σ), which is approximate. `channels`: they enter through extra channels, where frames
-    that are not given are encoded as mid-grey. `image_tokens` says that the first given image also passes through the
-    `image_encoder` into the step's `image` input.
+    noise level of the step (1 − σ, σ), which is approximate. `channels`: they enter through extra channels, where
+    frames that are not given are encoded as mid-grey. `image_tokens` says that the first given image also passes
+    through the `image_encoder` into the step's `image` input.
     """
 
     kind: Literal["clean", "noised", "channels"]
@@ -137,7 +141,7 @@ class Conditioning(_Struct):
     image_tokens: bool = False
 
 
-class Text(_Struct):
+class Text(_Struct, frozen=True):
     """How a prompt becomes token ids: the cleaning steps in their order, then `tokenizer`.
 
     `length` is L of the step's `text`; shorter prompts are padded with zero embeddings, longer ones are refused.
@@ -149,7 +153,7 @@ class Text(_Struct):
     cleaning: tuple[Literal["ftfy", "html", "whitespace"], ...]
 
 
-class Defaults(_Struct):
+class Defaults(_Struct, frozen=True):
     """What a request gets where it says nothing. Sizes in pixels, `fps` in frames per second."""
 
     width: Count
@@ -160,7 +164,7 @@ class Defaults(_Struct):
     negative_prompt: str = ""
 
 
-class Source(_Struct):
+class Source(_Struct, frozen=True):
     """Where the bundle came from."""
 
     checkpoint: str
@@ -169,19 +173,19 @@ class Source(_Struct):
     licence: str | None = None
 
 
-class File(_Struct):
+class File(_Struct, frozen=True):
     """Size in bytes and sha256 of a file."""
 
     size: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
     sha256: Digest
 
 
-class Manifest(_Struct):
+class Manifest(_Struct, frozen=True):
     """All of `bundle.json`. `files` lists every other file of the bundle by its relative POSIX path."""
 
     format_version: int
-    name: str
-    family: str
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    family: Label
     source: Source
     geometry: Geometry
     defaults: Defaults
@@ -193,13 +197,13 @@ class Manifest(_Struct):
     files: dict[str, File]
 
 
-_AXIS = re.compile(r"^(?:(\d+)\*)?([BLFHW])$")
+_AXIS = re.compile(r"^(?:([0-9]+)\*)?([BLFHW])\Z")
 
 
 def resolve_shape(shape: tuple[int | str, ...], axes: Mapping[str, int]) -> tuple[int, ...]:
-    """The concrete shape of a declared one: `("1", "8*H")` with `{"H": 4}` gives `(1, 32)`.
+    """The concrete shape of a declared one: `(1, "8*H")` with `{"H": 4}` gives `(1, 32)`.
 
-    Raises KeyError for an axis letter that `axes` lacks.
+    Raises KeyError for an axis letter that `axes` lacks, or for text that is not an axis.
     """
     resolved = []
     for axis in shape:
