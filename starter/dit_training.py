@@ -53,6 +53,11 @@ def _batch(
     return latents, cache.foreground[chosen].float(), torch.from_numpy(given), captions
 
 
+def _is_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon trains this weight: the matrices inside the transformer's blocks."""
+    return parameter.ndim == 2 and name.startswith("transformer.blocks.")
+
+
 def _attention(device: torch.device) -> SDPBackend:
     """The fastest attention to train with: on a CPU the flash kernel's backward is slower than plain products."""
     return SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
@@ -97,7 +102,7 @@ def train_dit(
     nn.init.zeros_(transformer.proj_out.weight)
     nn.init.zeros_(transformer.proj_out.bias)
     module = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder.requires_grad_(True)}).to(device)
-    loop = Loop(module, budget, folder / "dit.pt")
+    loop = Loop(module, budget, folder / "dit.pt", _is_muon)
     rng = np.random.default_rng((seed, loop.step))
     for _ in loop.steps():
         latents, foreground, given, captions = _batch(cache, batch, rng)

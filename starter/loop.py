@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,16 @@ _WARM_UP = 100  # steps
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how fast to train. `ema` is the largest decay of the averaged weights."""
+    """How long and how fast to train. `ema` is the largest decay of the averaged weights.
+
+    `muon_rate` is the learning rate of the matrices that the `Loop` is told to train with Muon.
+    """
 
     minutes: float
     learning_rate: float
     ema: float = 0.999
     weight_decay: float = 0.01
+    muon_rate: float = 5e-3
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -38,6 +42,26 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
+
+
+def _optimisers(
+    module: nn.Module, budget: Budget, is_muon: Callable[[str, nn.Parameter], bool]
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything but the matrices chosen for Muon (Jordan et al. 2024); biases and gains do not decay."""
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "others": []}
+    for name, parameter in module.named_parameters():
+        kind = "muon" if is_muon(name, parameter) else "decayed" if parameter.ndim > 1 else "others"
+        groups[kind].append(parameter)
+    rate, decay = budget.learning_rate, budget.weight_decay
+    adamw = [
+        {"params": groups["decayed"], "weight_decay": decay, "full_rate": rate},
+        {"params": groups["others"], "weight_decay": 0.0, "full_rate": rate},
+    ]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.98))]
+    if groups["muon"]:
+        muon = [{"params": groups["muon"], "weight_decay": decay, "full_rate": budget.muon_rate}]
+        optimisers.append(torch.optim.Muon(muon, lr=budget.muon_rate, adjust_lr_fn="match_rms_adamw"))
+    return optimisers
 
 
 class Loop:
@@ -49,20 +73,20 @@ class Loop:
     >>> averaged = loop.averaged
     """
 
-    def __init__(self, module: nn.Module, budget: Budget, path: Path) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        budget: Budget,
+        path: Path,
+        is_muon: Callable[[str, nn.Parameter], bool] = lambda name, parameter: False,
+    ) -> None:
         self.module = module
         self.averaged = copy.deepcopy(module).requires_grad_(False)
         self.budget = budget
         self.path = path
         self.step = 0
         self.seconds = 0.0
-        decayed = [p for p in module.parameters() if p.ndim > 1]
-        others = [p for p in module.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": budget.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=budget.learning_rate, betas=(0.9, 0.98))
+        self.optimisers = _optimisers(module, budget, is_muon)
         self._running: dict[str, float] = {}
         if path.exists():
             self._load()
@@ -91,14 +115,16 @@ class Loop:
 
     def update(self, loss: torch.Tensor, **figures: float) -> None:
         """One optimiser step on this loss; `figures` are averaged for the log."""
-        rate = self._learning_rate()
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+        rate = self._rate()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["full_rate"] * rate
+        self.module.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            for optimiser in self.optimisers:
+                optimiser.step()
         self.step += 1
         self._average()
         for name, value in {"loss": loss.item(), **figures}.items():
@@ -111,7 +137,7 @@ class Loop:
         state = {
             "module": self.module.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -121,14 +147,15 @@ class Loop:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         log.info("%s resumed at step %d, %.0f s", self.path.stem, self.step, self.seconds)
 
-    def _learning_rate(self) -> float:
-        """Linear warm-up over the first steps, then a cosine to zero at the end of the budget."""
+    def _rate(self) -> float:
+        """Share of the full learning rate: a linear warm-up, then a cosine to zero at the end of the budget."""
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
-        return self.budget.learning_rate * min(1.0, (self.step + 1) / _WARM_UP) * max(cosine, 1e-3)
+        return min(1.0, (self.step + 1) / _WARM_UP) * max(cosine, 1e-3)
 
     @torch.no_grad()
     def _average(self) -> None:

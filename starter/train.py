@@ -77,7 +77,7 @@ def _latents(run: Run) -> None:
 
 def _dit(run: Run) -> nn.ModuleDict:
     cache = load_cache(run.folder / "latents.pt")
-    budget = Budget(run.dit_minutes, 1.5e-3, ema=0.9985)
+    budget = Budget(run.dit_minutes, 2e-3, ema=0.9985)
     return train_dit(run.folder, budget, cache, _text(run), seed=run.seed, batch=32 * run.scale, device=run.device)
 
 

@@ -1,4 +1,4 @@
-"""Every stage of the training, for seconds: it runs, resumes, and what it writes is a checkpoint diffusers samples from."""
+"""Every stage of the training, for seconds: it runs and resumes, and diffusers samples from what it writes."""
 
 from __future__ import annotations
 
