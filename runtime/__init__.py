@@ -1,1 +1,1 @@
-"""."""
+"""What runs a bundle: prompt in, frames out, with numpy and one engine."""

@@ -1,1 +1,27 @@
-"""."""
+"""What a backend prefers to the portable graph: one file per rewrite, applied when a component is opened.
+
+A rewrite changes `model` in place. `weights` holds the arrays of its external initializers by name; a rewrite that
+changes such a weight replaces the array, the engine does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from kinograph.engines.rewrites.attention import attention_to_multi_head
+from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
+from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
+
+__all__ = ["CPU_REWRITES", "Rewrite"]
+
+Rewrite = Callable[[ir.Model, MutableMapping[str, npt.NDArray[Any]]], None]
+
+CPU_REWRITES: tuple[Rewrite, ...] = (
+    bfloat16_to_float32,
+    attention_to_multi_head,
+    rms_norm_to_simplified_layer_norm,
+)

@@ -1,0 +1,51 @@
+"""Kinograph: text-to-video diffusion models without PyTorch.
+
+    import kinograph
+
+    pipe = kinograph.load()  # the built-in starter model; or kinograph.load("wan-1.3b/")
+    video = pipe("a large red ball moves left on a navy background", seed=7)
+    video.save("out.mp4")
+
+Names are imported when they are used: `import kinograph` itself loads nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kinograph.errors import KinographError
+    from kinograph.runtime.events import Event, FramesDecoded, StageStarted, StepDone
+    from kinograph.runtime.pipeline import Pipeline, Video, load
+    from kinograph.runtime.request import Request
+
+__all__ = [
+    "Event",
+    "FramesDecoded",
+    "KinographError",
+    "Pipeline",
+    "Request",
+    "StageStarted",
+    "StepDone",
+    "Video",
+    "load",
+]
+
+_HOMES = {
+    "Event": "kinograph.runtime.events",
+    "FramesDecoded": "kinograph.runtime.events",
+    "KinographError": "kinograph.errors",
+    "Pipeline": "kinograph.runtime.pipeline",
+    "Request": "kinograph.runtime.request",
+    "StageStarted": "kinograph.runtime.events",
+    "StepDone": "kinograph.runtime.events",
+    "Video": "kinograph.runtime.pipeline",
+    "load": "kinograph.runtime.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kinograph' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

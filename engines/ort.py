@@ -1,0 +1,167 @@
+"""ONNX Runtime on the CPU.
+
+A graph is rewritten for the CPU when it is opened; its weights are the bundle's verified files, memory-mapped and handed to
+ONNX Runtime without a copy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from kinograph.engines.host import NUMPY_DTYPES, HostBuffer
+from kinograph.engines.rewrites import CPU_REWRITES
+from kinograph.errors import BundleError, EngineError, UsageError
+
+if TYPE_CHECKING:
+    from kinograph.bundle import Bundle
+    from kinograph.engines.protocol import Array, Buffer
+    from kinograph.manifest import Tensor, Variant
+
+__all__ = ["OrtDevice"]
+
+_PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
+_ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+
+class OrtDevice:
+    """The CPU as a `Device`. `threads` is how many an engine computes with; by default all the process may use."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._open: list[OrtEngine] = []
+
+    @property
+    def backend(self) -> str:
+        return f"onnxruntime {ort.__version__} (CPU)"
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
+        return HostBuffer(shape, dtype)
+
+    def open(self, bundle: Bundle, component: str, precision: str) -> OrtEngine:
+        variants = bundle.component(component).variants
+        if precision not in variants:
+            raise UsageError(
+                f"{component} has no variant {precision!r}; this bundle has: {', '.join(variants)}. Use --variant."
+            )
+        engine = OrtEngine(bundle, component, variants[precision], self.threads)
+        self._open.append(engine)
+        return engine
+
+    def close(self) -> None:
+        for engine in self._open:
+            engine.close()
+        self._open.clear()
+
+    def __enter__(self) -> OrtDevice:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class OrtEngine:
+    """A component in an ONNX Runtime session."""
+
+    def __init__(self, bundle: Bundle, component: str, variant: Variant, threads: int) -> None:
+        self.component = component
+        model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
+        weights = _map_weights(model, bundle, variant)
+        for rewrite in CPU_REWRITES:
+            rewrite(model, weights)
+        self.inputs = _declared(variant.inputs, model.graph.inputs)
+        self.outputs = _declared(variant.outputs, model.graph.outputs)
+        self._weights = weights  # the session reads them in place
+        self._session: ort.InferenceSession | None = self._start(model, weights, threads)
+        self._binding = self._session.io_binding()
+        self._bound: dict[str, HostBuffer] = {}
+
+    def _start(self, model: ir.Model, weights: Mapping[str, Array], threads: int) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), self._values)
+        try:
+            return ort.InferenceSession(
+                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # onnxruntime's exceptions share no base class
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} could not load {self.component}: {exc}. "
+                "Check `kinograph doctor`; a newer onnxruntime may be needed."
+            ) from exc
+
+    def bind(self, name: str, buffer: Buffer) -> None:
+        if self._session is None:
+            raise EngineError(f"{self.component} was closed and cannot be bound")
+        if not isinstance(buffer, HostBuffer):
+            raise EngineError(f"{self.component}: {name} needs a buffer of the CPU, got {type(buffer).__name__}")
+        self._bound[name] = buffer
+        bind = self._binding.bind_input if name in self.inputs else self._binding.bind_output
+        tensor = self.inputs.get(name) or self.outputs.get(name)
+        if tensor is None:
+            raise EngineError(f"{self.component} has no input or output {name!r}")
+        bind(name, "cpu", 0, NUMPY_DTYPES[tensor.dtype], buffer.shape, buffer.array.ctypes.data)
+
+    def run(self) -> None:
+        if self._session is None:
+            raise EngineError(f"{self.component} was closed and cannot run")
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as exc:  # as above
+            raise EngineError(f"{self.component} failed in ONNX Runtime {ort.__version__}: {exc}") from exc
+
+    def close(self) -> None:
+        self._session = None
+        self._binding = None
+        self._bound.clear()
+        self._values = []
+        self._weights = {}
+
+
+def _map_weights(model: ir.Model, bundle: Bundle, variant: Variant) -> dict[str, Array]:
+    """Arrays over the verified weight files, by initializer name; the initializers become placeholders.
+
+    bfloat16 weights are float32 in the result: the CPU computes with those.
+    """
+    files = {os.path.basename(path): bundle.map(path) for path in variant.weights}  # noqa: PTH119
+    weights: dict[str, Array] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if tensor.location not in files:
+            raise BundleError(f"{variant.graph} reads {tensor.location!r}, which its manifest entry does not list")
+        start = tensor.offset or 0
+        data = files[str(tensor.location)][start : start + int(tensor.length or 0)]
+        shape = tuple(int(size) for size in tensor.shape)
+        if tensor.dtype == ir.DataType.BFLOAT16:
+            weights[name] = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        else:
+            weights[name] = data.view(tensor.dtype.numpy()).reshape(shape)
+    return weights
+
+
+def placeholder(name: str, array: Array) -> ir.ExternalTensor:
+    """An external tensor of `array`'s type whose data the session gets from `add_external_initializers`."""
+    return ir.ExternalTensor(
+        _PLACEHOLDER, 0, array.nbytes, ir.DataType.from_numpy(array.dtype), shape=ir.Shape(array.shape), name=name
+    )
+
+
+def _declared(declared: tuple[Tensor, ...], values: Any) -> dict[str, Tensor]:
+    """The manifest's declarations, with the dtypes the rewritten graph has."""
+    import msgspec
+
+    dtypes = {value.name: str(np.dtype(value.dtype.numpy())) for value in values}
+    return {tensor.name: msgspec.structs.replace(tensor, dtype=dtypes[tensor.name]) for tensor in declared}
