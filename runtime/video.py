@@ -26,7 +26,7 @@ from kinograph.runtime.image import png_bytes
 from kinograph.runtime.output import StagedOutput, check_target, is_folder, mapped_errors
 from PIL import Image
 
-__all__ = ["VideoWriter", "available_codecs", "check_output"]
+__all__ = ["VideoWriter", "available_codecs", "check_codec", "check_output"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -85,6 +85,25 @@ def available_codecs(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return () if kind is None else tuple(codec for codec in kind.codecs if codec in av.codecs_available)
 
 
+def check_codec(path: str | os.PathLike[str], codec: str | None) -> str | None:
+    """The encoder a path's kind of file is written with: `codec`, or the default; None for GIF, WebP and PNG.
+
+    Raises UsageError if this ffmpeg has no such codec for that kind of file.
+    """
+    available = available_codecs(path)
+    name = os.fspath(path)
+    suffix = Path(name).suffix.lower()
+    if is_folder(path) or suffix in _ANIMATION_FORMATS:
+        if codec is not None:
+            raise UsageError(f"{name!r} has no choice of codec, but {codec!r} was asked for. Leave --codec out")
+        return None
+    if not available:
+        raise OutputError(f"this ffmpeg has no encoder for {suffix}. Write another kind of file, such as frames/")
+    if codec is not None and codec not in available:
+        raise UsageError(f"there is no codec {codec!r} for {suffix} here; available: {', '.join(available)}")
+    return codec or available[0]
+
+
 class _Sink(Protocol):
     """Where the frames of one kind of file go. Whoever makes one calls `finish` or `drop`."""
 
@@ -125,7 +144,7 @@ class VideoWriter:
         self._shape = (height, width, 3)
         _check_size(path, width, height)
         rate = _rate(path, fps)
-        codec = _codec(path, codec)
+        codec = check_codec(path, codec)
         words = {_clean(key): _clean(value) for key, value in (metadata or {}).items()}
         self._staged = StagedOutput(path, force=force)
         self._open = True
@@ -315,21 +334,6 @@ def _sink(
     movie = _MovieSink(staged.path, _MOVIE_FORMATS[suffix], size, rate, codec)
     movie.start(metadata)
     return movie
-
-
-def _codec(path: str | os.PathLike[str], codec: str | None) -> str | None:
-    available = available_codecs(path)
-    name = os.fspath(path)
-    suffix = Path(name).suffix.lower()
-    if is_folder(path) or suffix in _ANIMATION_FORMATS:
-        if codec is not None:
-            raise UsageError(f"{name!r} has no choice of codec, but {codec!r} was asked for. Leave --codec out")
-        return None
-    if not available:
-        raise OutputError(f"this ffmpeg has no encoder for {suffix}. Write another kind of file, such as frames/")
-    if codec is not None and codec not in available:
-        raise UsageError(f"there is no codec {codec!r} for {suffix} here; available: {', '.join(available)}")
-    return codec or available[0]
 
 
 def _check_size(path: str | os.PathLike[str], width: int, height: int) -> None:

@@ -1,0 +1,210 @@
+"""The work behind `kinograph generate`: one request in; a video, its side-car and a report out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import kinograph
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from kinograph.errors import NumericError, OutputError, RequestError, UsageError
+from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
+from kinograph.runtime.output import check_target, is_folder, write_file
+from kinograph.runtime.text import check_prompt
+from kinograph.runtime.video import VideoWriter, check_codec, check_output
+
+if TYPE_CHECKING:
+    from kinograph.console import Console
+    from kinograph.runtime.pipeline import Pipeline
+    from kinograph.runtime.request import Request
+
+__all__ = ["Job", "generate"]
+
+_Value = TypeVar("_Value")
+
+_SHEET_COLUMNS = 8
+_BLANK_SPREAD = 2  # 8-bit levels; float noise around one colour rounds to no more
+
+
+class Job(NamedTuple):
+    """What one `generate` is to do. `seconds` is the time from the first frame to the last, in place of num_frames."""
+
+    request: Request
+    bundle: str | None
+    device: str
+    variant: str | None
+    seconds: float | None
+    output: str
+    codec: str | None
+    sheet: str | None
+    force: bool
+    fail_on_blank: bool
+    keep_metadata: bool
+
+
+def generate(job: Job, console: Console) -> dict[str, Any]:
+    """Make the video and all that lies beside it; returns the report that `--json` prints and the side-car holds.
+
+    Whatever can be refused without the bundle is refused before it is opened. Raises any KinographError.
+    """
+    _check_values(job)
+    sidecar = _check_outputs(job)
+    console.start_stage("load")
+    with kinograph.load(job.bundle, device=job.device, variant=job.variant) as pipe:
+        request = pipe.resolve(_with_frames(job, pipe))
+        metadata = pipe.metadata(request) if job.keep_metadata else {}
+        writer = VideoWriter(
+            job.output,
+            width=_known(request.width),
+            height=_known(request.height),
+            fps=_known(request.fps),
+            codec=job.codec,
+            metadata=metadata,
+            force=job.force,
+        )
+        with writer:
+            watched = _Watched(_known(request.num_frames))
+            _run(pipe, request, writer, watched, console)
+            if watched.blank and job.fail_on_blank:
+                raise NumericError("every frame is the same single colour, so no video was written. Try another --seed")
+            console.start_stage("write")
+        report = _report(job, pipe, request, watched)
+    if watched.blank:
+        console.warn("every frame of the video is the same single colour. Try another prompt, --seed or more --steps")
+    if job.sheet is not None:
+        write_file(job.sheet, png_bytes(contact_sheet(watched.sheet(), _SHEET_COLUMNS)), force=job.force)
+    console.end_stage()
+    report["stages"] = [stage._asdict() for stage in console.stages]
+    if sidecar is not None:
+        text = json.dumps({**report, "metadata": metadata}, indent=2, ensure_ascii=False)
+        write_file(sidecar, text.encode("utf-8", "backslashreplace") + b"\n", force=job.force)
+    return report
+
+
+class _Watched:
+    """What is remembered of the frames that go by: those of the contact sheet, and whether all are one colour."""
+
+    def __init__(self, total: int) -> None:
+        self._wanted = set(sheet_indices(total, _SHEET_COLUMNS))
+        self._kept: list[npt.NDArray[np.uint8]] = []
+        self._low = np.full(3, 255, np.uint8)
+        self._high = np.zeros(3, np.uint8)
+
+    def see(self, frames: npt.NDArray[np.uint8], first: int) -> None:
+        self._low = np.minimum(self._low, frames.min(axis=(0, 1, 2)))
+        self._high = np.maximum(self._high, frames.max(axis=(0, 1, 2)))
+        self._kept += [frame.copy() for number, frame in enumerate(frames, first) if number in self._wanted]
+
+    @property
+    def blank(self) -> bool:
+        return bool(np.all(self._high.astype(int) - self._low <= _BLANK_SPREAD))
+
+    def sheet(self) -> npt.NDArray[np.uint8]:
+        return np.stack(self._kept)
+
+
+def _run(pipe: Pipeline, request: Request, writer: VideoWriter, watched: _Watched, console: Console) -> None:
+    totals = {"denoise": (request.num_inference_steps, "steps"), "decode": (request.num_frames, "frames")}
+    with closing(pipe.run(request)) as events:
+        for event in events:
+            if isinstance(event, kinograph.StageStarted):
+                total, unit = totals.get(event.name, (None, ""))
+                console.start_stage(event.name, total, unit)
+            elif isinstance(event, kinograph.StepDone):
+                console.update(event.index + 1, event.total)
+            else:
+                writer.write(event.frames)
+                watched.see(event.frames, event.index)
+                console.update(writer.frames_written, event.total)
+
+
+def _check_values(job: Job) -> None:
+    """Refuse numbers and prompts that no bundle could do, and a picture that cannot be read."""
+    request = job.request
+    limits: list[tuple[str, float | None, float, float]] = [
+        ("--size (width)", request.width, 1, math.inf),
+        ("--size (height)", request.height, 1, math.inf),
+        ("--frames", request.num_frames, 1, math.inf),
+        ("--steps", request.num_inference_steps, 1, math.inf),
+        ("--seed", request.seed, 0, (1 << 64) - 1),
+        ("--guidance", request.guidance_scale, 0, 1e6),
+        ("--fps", request.fps, 0.1, 1000),
+        ("--seconds", job.seconds, 0, 1e6),
+    ]
+    problems = []
+    for option, value, low, high in limits:
+        if value is not None and not low <= value <= high:  # NaN is in no range
+            upper = "2^64 - 1" if option == "--seed" else f"{high:g}"
+            expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {upper}"
+            problems.append(f"{option} is {value}, but must be {expected}")
+    if problems:
+        raise RequestError(". ".join(problems))
+    check_prompt(request.prompt)
+    check_prompt(request.negative_prompt or "", "negative prompt")
+    if request.image is not None:
+        read_image(request.image)
+
+
+def _check_outputs(job: Job) -> Path | None:
+    """Refuse places that cannot be written to; returns where the side-car goes."""
+    video = check_output(job.output, job.force)
+    check_codec(job.output, job.codec)
+    if job.sheet is not None:
+        if Path(job.sheet).suffix.lower() != ".png":
+            raise OutputError(f"the contact sheet {job.sheet!r} must be PNG. Use --sheet {Path(job.sheet).stem}.png")
+        check_target(job.sheet, job.force)
+    if not job.keep_metadata:
+        return None
+    sidecar = video.with_name(f"{video.name}.json") if is_folder(job.output) else video.with_suffix(".json")
+    return check_target(sidecar, job.force)
+
+
+def _with_frames(job: Job, pipe: Pipeline) -> Request:
+    """The request with `seconds` as a number of frames: a video of 1 + n frames lasts n / fps from first to last."""
+    if job.seconds is None:
+        return job.request
+    if job.request.num_frames is not None:
+        raise UsageError("--frames and --seconds both say how long the video is. Give one of them")
+    manifest = pipe.bundle.manifest
+    fps = job.request.fps if job.request.fps is not None else manifest.defaults.fps
+    temporal = manifest.geometry.temporal
+    steps = temporal * round(job.seconds * fps / temporal)
+    if abs(steps - job.seconds * fps) > 0.5:  # half a frame: fps such as 23.976 have no whole frame at a whole second
+        raise RequestError(
+            f"{job.seconds:g} seconds at {fps:g} fps is not 1 + {temporal}·k frames; nearest: {1 + steps} frames, "
+            f"{steps / fps:.4g} seconds. Use --frames {1 + steps}"
+        )
+    return msgspec.structs.replace(job.request, num_frames=1 + steps)
+
+
+def _report(job: Job, pipe: Pipeline, request: Request, watched: _Watched) -> dict[str, Any]:
+    """How the video was made, without the prompts, which only the side-car repeats."""
+    return {
+        "output": os.path.abspath(job.output),  # noqa: PTH100 - as the user named it
+        "width": request.width,
+        "height": request.height,
+        "num_frames": request.num_frames,
+        "fps": request.fps,
+        "seed": request.seed,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "solver": request.solver,
+        "blank": watched.blank,
+        "bundle": pipe.bundle.manifest.name,
+        "bundle_sha256": pipe.bundle.digest,
+        "backend": pipe.backend,
+        "variant": dict(pipe.variant),
+    }
+
+
+def _known(value: _Value | None) -> _Value:
+    """A field of a resolved request, which is never None."""
+    if value is None:
+        raise TypeError("the request was not resolved")
+    return value

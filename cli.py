@@ -1,0 +1,301 @@
+"""The command `kinograph`. A command reads its options, builds one object, calls one function and prints.
+
+What is heavy to import is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from kinograph.console import Console, escape, json_text
+from kinograph.errors import KinographError, UsageError
+
+__all__ = ["main"]
+
+_DEFAULT = "  [default: the bundle's]"
+_INTERRUPTED, _TERMINATED, _NO_MEMORY, _INTERNAL = 130, 143, 6, 1
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (drawn at the top of errors.py) and never shows a traceback unasked."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = kinograph.main(args=None if args is None else list(args), standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", _INTERRUPTED)
+    except KinographError as error:
+        return _fail(str(error), error.exit_code)
+    except MemoryError:
+        return _fail("out of memory. Use a smaller --size, fewer --frames or a smaller --variant", _NO_MEMORY)
+    except Exception as error:
+        message = f"internal error: {type(error).__name__}: {error}. Set KINOGRAPH_DEBUG=1 for the traceback"
+        return _fail(message, _INTERNAL)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, exit_code: int) -> int:
+    if os.environ.get("KINOGRAPH_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"kinograph: {escape(message)}", file=sys.stderr)
+    return exit_code
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(_TERMINATED)  # unwinds, so that every temporary is removed
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """`832x480` as two numbers of pixels."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(-?[0-9]{1,12})[x×](-?[0-9]{1,12})", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size such as 832x480", ctx, param)
+    return int(match[1]), int(match[2])
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from kinograph.doctor import installed_version
+
+        click.echo(f"kinograph {installed_version('kinograph') or '(not installed as a package)'}")
+        ctx.exit()
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
+_force_option = click.option("--force", is_flag=True, help="Replace what exists already.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
+def kinograph() -> None:
+    """Text-to-video diffusion models without PyTorch: export once, generate anywhere.
+
+    Exit codes: 0 done, 1 internal error, 2 usage, 3 bad request, 4 bundle refused, 5 device or engine, 6 out of memory,
+    7 output, 8 numeric failure, 130 interrupted.
+    """
+
+
+@kinograph.command()
+@click.argument("words", nargs=-1, metavar="[BUNDLE] PROMPT")
+@click.option("-p", "--prompt", help="The prompt, in place of the argument.")
+@click.option("-n", "--negative-prompt", help="What not to show." + _DEFAULT)
+@click.option("--size", metavar="WxH", callback=_size, help="Size in pixels." + _DEFAULT)
+@click.option("-W", "--width", type=int, help="Width in pixels." + _DEFAULT)
+@click.option("-H", "--height", type=int, help="Height in pixels." + _DEFAULT)
+@click.option("--frames", type=int, help="Number of frames." + _DEFAULT)
+@click.option("--seconds", type=float, help="Time from the first frame to the last, in place of --frames.")
+@click.option("--fps", type=float, help="Frames per second of the file." + _DEFAULT)
+@click.option("--steps", type=int, help="Denoising steps." + _DEFAULT)
+@click.option("--guidance", type=float, help="Guidance scale; 1 is none." + _DEFAULT)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, 0 to 2^64 - 1.")
+@click.option("--solver", type=click.Choice(["euler", "unipc", "dpmpp-2m"]), help="Sampler." + _DEFAULT)
+@click.option("--image", metavar="FILE", help="A picture that becomes the first frame.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
+)
+@click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
+@click.option(
+    "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
+)
+@click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
+@click.option("--sheet", metavar="FILE.png", help="Also write frames side by side as one picture.")
+@click.option("--fail-on-blank", is_flag=True, help="Exit 8, without a file, if the video is a single colour.")
+@click.option("--no-metadata", is_flag=True, help="No prompt or settings in the file, and no side-car .json.")
+@_force_option
+@click.option("-v", "--verbose", is_flag=True, help="Print seconds and peak memory of every stage.")
+@_json_option
+@_quiet_option
+def generate(words: tuple[str, ...], **options: Any) -> None:
+    """Make a video from a prompt, with BUNDLE or the built-in starter model."""
+    job = _job(words, options)
+    from kinograph._generation import generate as run
+
+    with Console(quiet=options["quiet"]) as console:
+        report = run(job, console)
+    if options["as_json"]:
+        click.echo(json_text(report))
+        return
+    click.echo(
+        f"{escape(report['output'])}: {report['num_frames']} frames, {report['width']}×{report['height']}, "
+        f"{report['fps']:g} fps, seed {report['seed']}, {sum(stage.seconds for stage in console.stages):.1f} s"
+    )
+    if options["verbose"]:
+        for stage in console.stages:
+            click.echo(f"  {stage.name:<8} {stage.seconds:8.2f} s   peak {stage.peak_bytes / 1e6:6.0f} MB")
+
+
+def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
+    """The options of `generate` as one object."""
+    bundle, prompt = _bundle_and_prompt(words, options["prompt"])
+    width, height = _width_and_height(options)
+    from kinograph._generation import Job
+    from kinograph.runtime.request import Request
+
+    request = Request(
+        prompt=prompt,
+        negative_prompt=options["negative_prompt"],
+        width=width,
+        height=height,
+        num_frames=options["frames"],
+        fps=options["fps"],
+        num_inference_steps=options["steps"],
+        guidance_scale=options["guidance"],
+        seed=options["seed"],
+        solver=options["solver"],
+        image=options["image"],
+    )
+    same = ("device", "variant", "seconds", "output", "codec", "sheet", "force", "fail_on_blank")
+    return Job(
+        request=request,
+        bundle=bundle,
+        keep_metadata=not options["no_metadata"],
+        **{name: options[name] for name in same},
+    )
+
+
+def _bundle_and_prompt(words: tuple[str, ...], prompt: str | None) -> tuple[str | None, str]:
+    if prompt is not None and len(words) <= 1:
+        return (words[0] if words else None), prompt
+    if prompt is None and len(words) == 2:
+        return words[0], words[1]
+    if prompt is None and len(words) == 1:
+        if (Path(words[0]) / "bundle.json").is_file():
+            raise UsageError(f"{words[0]!r} is a bundle, and the prompt is missing. Give it after the bundle")
+        return None, words[0]
+    if not words:
+        raise UsageError("the prompt is missing. Give it in quotes: kinograph generate 'a red ball rolls left'")
+    raise UsageError(f"expected [BUNDLE] PROMPT, but got {len(words)} arguments. Put the prompt in quotes")
+
+
+def _width_and_height(options: dict[str, Any]) -> tuple[int | None, int | None]:
+    if options["size"] is None:
+        return options["width"], options["height"]
+    if options["width"] is not None or options["height"] is not None:
+        raise UsageError("--size and --width or --height both say how large the video is. Give one of them")
+    width, height = options["size"]
+    return width, height
+
+
+@kinograph.command()
+@click.argument("checkpoint")
+@click.argument("bundle")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
+@click.option("--parity/--no-parity", default=True, show_default=True, help="Compare every graph with PyTorch.")
+@click.option("--name", help="Name of the bundle.  [default: the checkpoint folder's]")
+@click.option("--size", metavar="WxH", callback=_size, help="Default size in pixels.  [default: the family's]")
+@click.option("--frames", "num_frames", type=int, help="Default number of frames.  [default: the family's]")
+@click.option("--fps", type=float, help="Default frames per second.  [default: the family's]")
+@click.option("--steps", "num_inference_steps", type=int, help="Default denoising steps.  [default: the family's]")
+@click.option("--guidance", "guidance_scale", type=float, help="Default guidance scale.  [default: the family's]")
+@click.option("--licence", help="The checkpoint's licence, to be kept in the bundle.")
+@_force_option
+@_json_option
+@_quiet_option
+def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Turn a CHECKPOINT folder in diffusers layout into a BUNDLE. Needs kinograph[export]."""
+    from kinograph.export import ExportOptions
+    from kinograph.export import export as run
+
+    width, height = options.pop("size") or (None, None)
+    chosen = ExportOptions(width=width, height=height, **options)
+    running = ""
+    with Console(quiet=quiet) as console, contextlib.redirect_stdout(sys.stderr):  # torch's exporter prints
+
+        def progress(stage: str, done: int, total: int) -> None:
+            nonlocal running
+            if stage != running:
+                console.start_stage(stage, total)
+                running = stage
+            console.update(done, total)
+
+        manifest = run(Path(checkpoint), Path(bundle), chosen, progress)
+    _print_manifest(manifest, as_json, f"{bundle}: exported {manifest.name} ({manifest.family})")
+
+
+@kinograph.command()
+@click.argument("bundle", required=False)
+@_json_option
+@_quiet_option
+def inspect(bundle: str | None, as_json: bool, quiet: bool) -> None:
+    """Show what BUNDLE, or the built-in starter model, is: geometry, defaults, components, parity figures."""
+    manifest = _verified(bundle, quiet)
+    if as_json:
+        _print_manifest(manifest, True, "")
+        return
+    from kinograph._inspection import manifest_text
+
+    click.echo(manifest_text(manifest))
+
+
+@kinograph.command()
+@click.argument("bundle", required=False)
+@_json_option
+@_quiet_option
+def verify(bundle: str | None, as_json: bool, quiet: bool) -> None:
+    """Check every file of BUNDLE, or of the built-in starter model. Exits 4 naming what is wrong."""
+    manifest = _verified(bundle, quiet)
+    size = sum(file.size for file in manifest.files.values())
+    if as_json:
+        click.echo(json_text({"name": manifest.name, "files": len(manifest.files), "bytes": size}))
+        return
+    click.echo(f"{escape(bundle or manifest.name)}: verified {len(manifest.files)} files, {size / 1e6:.1f} MB")
+
+
+def _verified(bundle: str | None, quiet: bool) -> Any:
+    """The manifest of a bundle after all its files have been hashed, with progress."""
+    from kinograph.bundle import verify as run
+    from kinograph.runtime.locate import find_bundle
+
+    with Console(quiet=quiet) as console:
+        console.start_stage("verify", unit="MB")
+        hashed: dict[str, int] = {}
+
+        def progress(name: str, done: int) -> None:
+            hashed[name] = done
+            console.update(sum(list(hashed.values())) / 1e6)
+
+        return run(find_bundle(bundle), progress)
+
+
+def _print_manifest(manifest: Any, as_json: bool, line: str) -> None:
+    if not as_json:
+        click.echo(escape(line))
+        return
+    import msgspec
+
+    click.echo(json_text(msgspec.to_builtins(manifest)))
+
+
+@kinograph.command()
+@_json_option
+def doctor(as_json: bool) -> None:
+    """Show versions, engines, the machine, and what `--device auto` would use."""
+    from kinograph.doctor import examine
+
+    report = examine()
+    if as_json:
+        click.echo(json_text(report))
+        return
+    from kinograph._inspection import doctor_text
+
+    click.echo(doctor_text(report))

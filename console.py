@@ -1,0 +1,131 @@
+"""What a command shows while it works: progress on stderr, and text from outside made safe for a terminal."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["Console", "Stage", "escape", "json_text"]
+
+
+def escape(text: object) -> str:
+    """`text` with everything that could move the cursor, colour the terminal or reverse the line written as `\\x1b`.
+
+    Letters of any script, and line ends, are kept.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+
+
+def json_text(value: object) -> str:
+    """`value` as indented JSON in ASCII, which every terminal, pipe and locale carries."""
+    return json.dumps(value, indent=2, allow_nan=False)
+
+
+class Stage(NamedTuple):
+    """A finished part of the work: wall-clock seconds, and the process's highest memory use so far in bytes."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+
+class Console:
+    """Progress of one command: a line per stage on a terminal, nothing elsewhere; stages are timed either way.
+
+    A context manager; the progress display ends with it. Colour follows NO_COLOR.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.stages: list[Stage] = []
+        self._quiet = quiet
+        self._display: Progress | None = None
+        self._task: TaskID | None = None
+        self._current: tuple[str, float] | None = None
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            self._display = _display()
+            self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.end_stage()
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+
+    def start_stage(self, name: str, total: float | None = None, unit: str = "") -> None:
+        """End the running stage and begin `name`; `total` is None while it is unknown."""
+        self.end_stage()
+        self._current = (name, time.perf_counter())
+        if self._display is not None:
+            self._task = self._display.add_task(name, total=total, unit=unit)
+
+    def update(self, done: float, total: float | None = None) -> None:
+        """Say how far the running stage is. May be called from any thread."""
+        if self._display is not None and self._task is not None:
+            self._display.update(self._task, completed=done, total=total)
+
+    def end_stage(self) -> None:
+        """End the running stage, if there is one."""
+        if self._current is None:
+            return
+        name, start = self._current
+        self.stages.append(Stage(name, time.perf_counter() - start, peak_bytes()))
+        self._current = None
+        if self._display is not None and self._task is not None:
+            task = next(task for task in self._display.tasks if task.id == self._task)
+            total = task.total if task.total is not None else max(task.completed, 1)
+            self._display.update(self._task, total=total, completed=total)
+            self._task = None
+
+    def warn(self, text: str) -> None:
+        """Show a warning on stderr, also when quiet."""
+        line = f"warning: {escape(text)}"
+        if self._display is not None:
+            self._display.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr)
+
+
+def peak_bytes() -> int:
+    """The highest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _display() -> Progress:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        """How much is done, of how much where that is known."""
+
+        def render(self, task: Task) -> Text:
+            unit = task.fields["unit"]
+            if not unit or (task.finished and task.total == 1):
+                return Text("")
+            total = "" if task.total is None else f"/{task.total:.0f}"
+            return Text(f"{task.completed:.0f}{total} {unit}")
+
+    class Left(Remaining):
+        """The time that remains, while some does."""
+
+        def render(self, task: Task) -> Text:
+            left = super().render(task)
+            return Text("") if task.finished or task.total is None else Text.assemble("left ", left)
+
+    columns = [TextColumn("{task.description:<8}"), BarColumn(bar_width=30), Count(), TimeElapsedColumn(), Left()]
+    return Progress(*columns, console=RichConsole(stderr=True))

@@ -1,0 +1,77 @@
+"""What `kinograph doctor` reports: versions, engines, machine and the starter model; torch is not imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+__all__ = ["examine", "installed_version"]
+
+_RUNTIME = ("numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "tokenizers", "av", "pillow", "msgspec")
+_EXPORT = ("torch", "diffusers", "transformers", "optimum", "onnxscript")
+
+
+def examine() -> dict[str, Any]:
+    """The state of this installation, ready for JSON; sizes in bytes."""
+    return {
+        "kinograph": installed_version("kinograph"),
+        "python": platform.python_version(),
+        "packages": {name: found for name in (*_RUNTIME, *_EXPORT) if (found := installed_version(name))},
+        "export_missing": [name for name in _EXPORT if not installed_version(name)],
+        "machine": _machine(),
+        "device": _device(),
+        "providers": _providers(),
+        "video": _video(),
+        "starter": _starter(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, without importing it; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpus": available,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _device() -> dict[str, str]:
+    from kinograph.engines.select import explain_choice
+
+    chosen, reason = explain_choice()
+    return {"auto": chosen, "because": reason}
+
+
+def _providers() -> list[str] | str:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"ONNX Runtime cannot be imported: {error}. Run: pip install onnxruntime"
+    return list(onnxruntime.get_available_providers())
+
+
+def _video() -> dict[str, Any]:
+    import av
+    from kinograph.runtime.video import available_codecs
+
+    return {
+        "libavcodec": ".".join(str(part) for part in av.library_versions["libavcodec"]),
+        "codecs": {ending: list(available_codecs(f"out{ending}")) for ending in (".mp4", ".mkv", ".webm")},
+    }
+
+
+def _starter() -> dict[str, Any]:
+    from kinograph.runtime.locate import starter_bundle
+
+    folder = starter_bundle()
+    return {"path": str(folder), "present": (folder / "bundle.json").is_file()}
