@@ -93,13 +93,15 @@ class Component(_Struct, frozen=True):
 class Geometry(_Struct, frozen=True):
     """How latents relate to frames: a video of 1 + `temporal`·(F − 1) frames of `spatial`·H × `spatial`·W pixels.
 
-    `patch` is how many latents one transformer token spans on a side: H and W are multiples of it.
+    `patch` is how many latents one transformer token spans on a side: H and W are multiples of it. The transformer
+    knows `positions` places along each axis: F, H / `patch` and W / `patch` are at most that.
     """
 
     channels: Count
     spatial: Count
     temporal: Count
     patch: Count
+    positions: Count
 
 
 class Solver(_Struct, frozen=True):

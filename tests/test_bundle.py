@@ -66,7 +66,7 @@ def a_manifest(**changes: Any) -> Manifest:
         "name": "tiny",
         "family": "test",
         "source": Source(checkpoint="none", pipeline="TestPipeline", exporter="tests"),
-        "geometry": Geometry(channels=3, spatial=8, temporal=4, patch=2),
+        "geometry": Geometry(channels=3, spatial=8, temporal=4, patch=2, positions=1024),
         "defaults": Defaults(width=32, height=32, num_frames=5, fps=8.0, num_inference_steps=2),
         "solver": Solver(name="euler", shift=3.0),
         "conditioning": Conditioning(kind="clean"),
@@ -367,9 +367,15 @@ def a_constant(model: ModelProto) -> None:
     model.graph.node.append(helper.make_node("Constant", [], ["outside"], value=outside()))
 
 
-def a_sparse_initializer(model: ModelProto) -> None:
+def sparse_outside() -> onnx.SparseTensorProto:
     indices = helper.make_tensor("indices", TensorProto.INT64, [3], [0, 1, 2])
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(outside(), indices, [3, 1]))
+    return helper.make_sparse_tensor(outside(), indices, [3, 1])
+
+
+def a_sparse_constant(model: ModelProto) -> None:
+    node = helper.make_node("Constant", [], ["outside"])
+    node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse_outside())
+    model.graph.node.append(node)
 
 
 def a_branch(inner: Callable[[onnx.GraphProto], object]) -> Callable[[ModelProto], None]:
@@ -428,7 +434,17 @@ HOSTILE: list[tuple[str, Tamper, str]] = [
     ("6-hard-link", lambda b: os.link(b / WEIGHTS, b.with_name("x")), f"{WEIGHTS} has 2 hard links"),
     ("6-manifest-hard-link", lambda b: os.link(b / "bundle.json", b.with_name("x")), "bundle.json has 2 hard links"),
     ("7-constant", graphed(a_constant), "'outside' has external data"),
-    ("7-sparse", graphed(a_sparse_initializer), "'outside' has external data"),
+    (
+        "7-sparse",
+        graphed(lambda m: m.graph.sparse_initializer.append(sparse_outside())),
+        "'outside' has external data",
+    ),
+    ("7-sparse-constant", graphed(a_sparse_constant), "'outside' has external data"),
+    (
+        "7-sparse-subgraph",
+        graphed(a_branch(lambda g: g.sparse_initializer.append(sparse_outside()))),
+        "'outside' has external data",
+    ),
     ("7-subgraph", graphed(a_branch(lambda g: g.initializer.append(outside()))), "'outside' has external data"),
     (
         "7-subgraph-constant",
@@ -608,6 +624,30 @@ def test_what_is_no_file_is_never_opened(
         Bundle.open(bundle)
     assert "model.onnx" in opened
     assert "model.safetensors" not in opened
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        pytest.param(os.mkfifo, "was replaced while it was being opened", id="FIFO"),
+        pytest.param(lambda path: path.symlink_to("/etc/passwd"), "cannot be opened", id="link"),
+        pytest.param(lambda path: path.write_bytes(b"x"), "was replaced while it was being opened", id="file"),
+    ],
+)
+def test_a_file_replaced_while_it_is_opened_is_refused(
+    bundle: Path, make: Callable[[Path], object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def swap(path: Any, *args: Any, **options: Any) -> int:
+        if path == "model.safetensors":
+            (bundle / WEIGHTS).rename(bundle.with_name("aside"))
+            make(bundle / WEIGHTS)
+        return real_open(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(BundleError, match=f"{WEIGHTS} {said}"):
+        Bundle.open(bundle)
 
 
 def test_every_bad_field_is_named(bundle: Path) -> None:

@@ -64,7 +64,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
         source=Source(
             checkpoint=draw(texts), pipeline=draw(texts), exporter=draw(texts), licence=draw(st.none() | texts)
         ),
-        geometry=draw(st.builds(Geometry, channels=counts, spatial=counts, temporal=counts, patch=counts)),
+        geometry=draw(
+            st.builds(Geometry, channels=counts, spatial=counts, temporal=counts, patch=counts, positions=counts)
+        ),
         defaults=Defaults(width=8, height=8, num_frames=5, fps=draw(positive), num_inference_steps=draw(counts)),
         solver=draw(st.builds(Solver, name=st.sampled_from(["euler", "unipc", "dpmpp-2m"]), shift=positive)),
         conditioning=Conditioning(kind=draw(st.sampled_from(["clean", "noised", "channels"]))),
@@ -80,7 +82,7 @@ A_MANIFEST = Manifest(
     name="tiny",
     family="test",
     source=Source(checkpoint="none", pipeline="TestPipeline", exporter="tests"),
-    geometry=Geometry(channels=3, spatial=8, temporal=4, patch=2),
+    geometry=Geometry(channels=3, spatial=8, temporal=4, patch=2, positions=1024),
     defaults=Defaults(width=32, height=32, num_frames=5, fps=8.0, num_inference_steps=2),
     solver=Solver(name="euler"),
     conditioning=Conditioning(kind="clean"),
