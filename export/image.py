@@ -52,6 +52,8 @@ def trace_clip(folder: Path, processor: Path, dtype: torch.dtype) -> Traced:
     with meta_module():
         encoder = CLIPVisionModel(config)
     set_precision(encoder, dtype, keep=None)
+    embeddings = encoder.vision_model.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions).unsqueeze(0)  # a buffer no checkpoint stores
     with CLIPVisionModelOnnxConfig(config, task="feature-extraction").patch_model_for_export(encoder):
         return trace(
             ImageEncoder(encoder, mean, std, dtype),

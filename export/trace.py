@@ -11,7 +11,7 @@ import functools
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +33,13 @@ from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from kinograph.errors import KinographError
-from kinograph.export.weights import Checkpoint, lazy_tensor
+from kinograph.export.weights import Checkpoint, CheckpointTensor
 from kinograph.manifest import Tensor
 
 __all__ = ["OPSET", "Traced", "fake_mode", "meta_module", "trace"]
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 _AXIS_LIMIT = 1 << 14
-_READ = "kinograph.read"  # where a value keeps the function that reads it from the checkpoint
 _TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TORCH_DTYPES |= {"uint8": torch.uint8, "int64": torch.int64}
 _DTYPE_NAMES = {
@@ -215,12 +214,7 @@ def _attach_sources(model: ir.Model, sources: Mapping[str, Checkpoint]) -> None:
             continue
         tensor = value.const_value
         shape = [int(size) for size in tensor.shape]
-        _set_source(value, tensor.dtype, shape, functools.partial(checkpoint.read, key))
-
-
-def _set_source(value: ir.Value, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], torch.Tensor]) -> None:
-    value.const_value = lazy_tensor(str(value.name), dtype, shape, read)
-    value.meta[_READ] = read
+        value.const_value = CheckpointTensor(name, tensor.dtype, shape, functools.partial(checkpoint.read, key))
 
 
 def _clean(model: ir.Model) -> None:
@@ -246,23 +240,18 @@ def _fold_weight_transposes(model: ir.Model) -> None:
     graph = model.graph
     for node in list(graph):
         weight = node.inputs[0] if node.inputs else None
-        if node.op_type != "Transpose" or weight is None or _READ not in weight.meta:
+        if node.op_type != "Transpose" or weight is None or not isinstance(weight.const_value, CheckpointTensor):
             continue
-        order = list(node.attributes["perm"].as_ints())
         name = f"{weight.name}.transposed"
         if name not in graph.initializers:
-            dtype, shape = weight.const_value.dtype, [int(weight.const_value.shape[i]) for i in order]
-            value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-            _set_source(value, dtype, shape, functools.partial(_permuted, weight.meta[_READ], order))
-            graph.initializers[name] = value
+            tensor = weight.const_value.permuted(name, node.attributes["perm"].as_ints())
+            graph.initializers[name] = ir.Value(
+                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
         ir.convenience.replace_all_uses_with(node.outputs[0], graph.initializers[name])
         graph.remove(node, safe=True)
         if not weight.uses():
             del graph.initializers[str(weight.name)]
-
-
-def _permuted(read: Callable[[], torch.Tensor], order: Sequence[int]) -> torch.Tensor:
-    return read().permute(*order)
 
 
 def _name_axes(model: ir.Model, declared: Sequence[Tensor]) -> None:

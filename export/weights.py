@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from kinograph.errors import BundleError
 
-__all__ = ["Checkpoint", "WeightFile", "lazy_tensor"]
+__all__ = ["Checkpoint", "CheckpointTensor", "WeightFile"]
 
+_BLOCK_BYTES = 1 << 26  # 64 MB
 _ALIGNMENT = 64  # bytes; a cache line, so that memory-mapped weights can be used in place
 _SAFETENSORS_NAMES = {
     ir.DataType.FLOAT: "F32",
@@ -87,20 +88,38 @@ class Checkpoint:
         return tensor
 
 
-def lazy_tensor(name: str, dtype: ir.DataType, shape: Iterable[int], read: Callable[[], torch.Tensor]) -> ir.LazyTensor:
-    """A tensor whose value is read, checked against `shape` and cast to `dtype` when it is asked for."""
-    expected = tuple(shape)
+class CheckpointTensor(ir.LazyTensor):
+    """An initializer whose value stays in the checkpoint until it is asked for.
 
-    def evaluate() -> ir.Tensor:
-        value = read()
-        if tuple(value.shape) != expected:
+    `read` gives it in the dtype it is stored in; it is checked against `shape` and cast to `dtype`.
+    """
+
+    def __init__(self, name: str, dtype: ir.DataType, shape: Iterable[int], read: Callable[[], torch.Tensor]) -> None:
+        self.sizes = tuple(shape)
+        self._read = read
+        super().__init__(self._whole, dtype=dtype, shape=ir.Shape(self.sizes), name=name)
+
+    def permuted(self, name: str, order: Sequence[int]) -> CheckpointTensor:
+        """The same weight with its axes in another order."""
+        return CheckpointTensor(
+            name, self.dtype, [self.sizes[axis] for axis in order], lambda: self._read().permute(*order)
+        )
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """The value in pieces of rows, so that a cast or a transposition never needs a second whole copy."""
+        value = self._read()
+        if tuple(value.shape) != self.sizes:
             raise BundleError(
-                f"{name} has shape {tuple(value.shape)} in the checkpoint, but its configuration says {expected}. "
+                f"{self.name} has shape {tuple(value.shape)} in the checkpoint, but its configuration says {self.sizes}. "
                 "The weights and config.json belong to different models."
             )
-        return ir.tensor(value.to(_TORCH_DTYPES[dtype]).contiguous(), name=name)
+        rows = max(1, _BLOCK_BYTES * self.sizes[0] // max(1, self.nbytes)) if self.sizes else 1
+        for block in value.split(rows) if self.sizes else (value,):
+            yield block.to(_TORCH_DTYPES[self.dtype]).contiguous()
 
-    return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(expected), name=name)
+    def _whole(self) -> ir.Tensor:
+        blocks = list(self.blocks())
+        return ir.tensor(torch.cat(blocks) if self.sizes else blocks[0], name=self.name)
 
 
 class WeightFile:
@@ -117,7 +136,7 @@ class WeightFile:
         """Point every initializer of at least `threshold` bytes of `model` at this file; `write` fills it."""
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and (tensor.nbytes >= threshold or isinstance(tensor, ir.LazyTensor)):
+            if tensor is not None and (tensor.nbytes >= threshold or isinstance(tensor, CheckpointTensor)):
                 self._tensors.setdefault(str(value.name), tensor)
 
     @property
@@ -140,7 +159,8 @@ class WeightFile:
         with (folder / self.name).open("wb") as file:
             file.write(self._header())
             for _, tensor, _ in self._layout():
-                file.write(_as_bytes(tensor))
+                for block in tensor.blocks() if isinstance(tensor, CheckpointTensor) else (tensor,):
+                    file.write(_as_bytes(block))
                 yield file.tell()
 
     def _layout(self) -> Iterator[tuple[str, Any, int]]:
@@ -164,6 +184,7 @@ class WeightFile:
         return length.to_bytes(8, "little") + text.ljust(length)
 
 
-def _as_bytes(tensor: Any) -> memoryview:
-    array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.reshape(-1).view(np.uint8))
+def _as_bytes(value: torch.Tensor | ir.TensorProtocol) -> memoryview:
+    if isinstance(value, torch.Tensor):
+        return memoryview(value.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(np.ascontiguousarray(value.numpy()).reshape(-1).view(np.uint8))

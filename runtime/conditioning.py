@@ -63,20 +63,18 @@ def _chunks(image: Pixels, count: int, temporal: int) -> Iterator[tuple[Pixels, 
         yield grey, np.zeros(temporal, np.float32)
 
 
-def fit(image: Pixels, width: int, height: int, *, crop: bool) -> Pixels:
-    """`image` uint8 [H', W', 3] at `width` × `height`: stretched, or scaled to cover and cropped around the centre.
+def fit(image: Pixels, width: int, height: int, *, resample: Image.Resampling) -> Pixels:
+    """`image` uint8 [H', W', 3] scaled to cover `width` × `height` and cropped around its centre.
 
-    Resampling is Lanczos when stretching, as diffusers' video processor does, and bicubic when cropping, as CLIP's
-    image processor does.
+    A picture of the same shape is only scaled, which with Lanczos is what diffusers' video processor does. With bicubic it
+    is what CLIP's image processor does to any picture.
     """
     picture = Image.fromarray(image)
-    if not crop:
-        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
-    # CLIP scales the side that fits, and rounds the other down
+    # the side that fits decides the scale; the other is rounded down, as CLIP does
     if picture.width * height <= picture.height * width:
         cover = (width, width * picture.height // picture.width)
     else:
         cover = (height * picture.width // picture.height, height)
-    picture = picture.resize(cover, Image.Resampling.BICUBIC)
+    picture = picture.resize(cover, resample)
     left, top = (cover[0] - width) // 2, (cover[1] - height) // 2
     return np.asarray(picture.crop((left, top, left + width, top + height)))

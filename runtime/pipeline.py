@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from kinograph.engines import open_device
 from kinograph.errors import RequestError, UsageError
@@ -217,7 +218,8 @@ class Pipeline:
             raise RequestError(f"{manifest.name} cannot start from a picture: it has no encoder. Leave out --image")
         picture = read_image(path)
         geometry = manifest.geometry
-        fitted = conditioning.fit(picture, shape[4] * geometry.spatial, shape[3] * geometry.spatial, crop=False)
+        width, height = shape[4] * geometry.spatial, shape[3] * geometry.spatial
+        fitted = conditioning.fit(picture, width, height, resample=Image.Resampling.LANCZOS)
         given = conditioning.encode_first_frame(
             self.device,
             self._engine("encoder_first"),
@@ -233,7 +235,7 @@ class Pipeline:
         engine = self._engine("image_encoder")
         with Binding(self.device, engine, {}) as binding:
             height, width, _ = binding["pixels"].shape
-            binding.write("pixels", conditioning.fit(picture, width, height, crop=True))
+            binding.write("pixels", conditioning.fit(picture, width, height, resample=Image.Resampling.BICUBIC))
             binding.run()
             tokens = binding["tokens"].read()
         self._leave_stage()

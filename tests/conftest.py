@@ -1,0 +1,52 @@
+"""Tiny checkpoints and their bundles, made once per run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A random checkpoint of a Wan kind in diffusers layout."""
+    pytest.importorskip("diffusers")
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    @functools.cache
+    def make(kind: str) -> Path:
+        from kinograph.export.families.wan.tiny import save_tiny_checkpoint
+
+        return save_tiny_checkpoint(kind, root / kind)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[[str], Path]) -> Callable[..., Path]:
+    """The bundle exported from a tiny checkpoint, with its parity figures."""
+    root = tmp_path_factory.mktemp("bundles")
+
+    @functools.cache
+    def make(kind: str, precision: str = "fp32") -> Path:
+        from kinograph.export import ExportOptions, export
+
+        path = root / f"{kind}-{precision}"
+        export(tiny_checkpoint(kind), path, ExportOptions(precision=precision, name=kind))  # type: ignore[arg-type]
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A colourful 4:3 picture."""
+    import numpy as np
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("pictures") / "blocks.png"
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(np.kron(blocks, np.ones((20, 20, 1), np.uint8))).save(path)
+    return path

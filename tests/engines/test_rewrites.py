@@ -1,0 +1,84 @@
+"""Every CPU rewrite computes what the portable graph computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from kinograph.engines.rewrites.attention import attention_to_multi_head
+from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
+from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
+
+Array = npt.NDArray[np.float32]
+
+# float32 sums in another order
+TOLERANCE = 2e-6
+
+
+def run(model: ir.Model, inputs: dict[str, Array]) -> Array:
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    result: Array = session.run(None, inputs)[0]
+    return result
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def attention(extra: str = "", attributes: str = "") -> ir.Model:
+    return ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["" : 23]>
+        g (float[2,5,16] q, float[2,7,16] k, float[2,7,16] v{extra}) => (float[2,5,16] y) {{
+            y = Attention <q_num_heads = 2, kv_num_heads = 2{attributes}> (q, k, v{", m" if extra else ""})
+        }}"""
+    )
+
+
+def test_attention_becomes_multi_head_attention() -> None:
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.normal(size=(2, 5 if name == "q" else 7, 16)).astype(np.float32) for name in "qkv"}
+    expected = run(attention(), inputs)
+    model = attention()
+    attention_to_multi_head(model, {})
+    assert operators(model) == ["MultiHeadAttention"]
+    assert np.abs(run(model, inputs) - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("extra", "attributes"), [(", float[5,7] m", ""), ("", ", is_causal = 1"), ("", ", softcap = 2.0")]
+)
+def test_other_attention_stays(extra: str, attributes: str) -> None:
+    model = attention(extra, attributes)
+    attention_to_multi_head(model, {})
+    assert operators(model) == ["Attention"]
+
+
+def test_rms_norm_becomes_simplified_layer_norm() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+        g (float[2,5,16] x, float[16] w) => (float[2,5,16] y) { y = RMSNormalization <epsilon = 0.001, axis = -1> (x, w) }"""
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.normal(size=(2, 5, 16)).astype(np.float32), "w": rng.normal(size=16).astype(np.float32)}
+    expected = run(ir.from_onnx_text(text), inputs)
+    model = ir.from_onnx_text(text)
+    rms_norm_to_simplified_layer_norm(model, {})
+    assert operators(model) == ["SimplifiedLayerNormalization"]
+    assert np.abs(run(model, inputs) - expected).max() < TOLERANCE
+
+
+def test_bfloat16_graph_runs_in_float32() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["" : 23]>
+        g (float[3,4] x, float[4,2] w) => (float[3,2] y) {
+            a = Cast <to = 16> (x)
+            b = Cast <to = 16> (w)
+            c = MatMul (a, b)
+            y = Cast <to = 1> (c)
+        }"""
+    )
+    bfloat16_to_float32(model, {})
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
+    assert np.abs(run(model, {"x": x, "w": w}) - x @ w).max() < TOLERANCE
