@@ -97,13 +97,14 @@ def a_graph(weights: Path) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def write_bundle(path: Path, *, bias: np.ndarray[Any, Any] = BIAS, force: bool = False, **changes: Any) -> None:
+def write_bundle(path: Path, *, bias: np.ndarray[Any, Any] = BIAS, force: bool = False, **changes: Any) -> Path:
     with BundleWriter(path, force=force) as writer:
         weights = writer.file(WEIGHTS)
         save_file({"bias": bias}, weights)
         writer.file(GRAPH).write_bytes(a_graph(weights).SerializeToString())
         writer.file(TOKENIZER).write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}}))
         writer.save(a_manifest(**changes))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -253,7 +254,7 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> Tamper:
     return tamper
 
 
-def reseal(bundle: Path) -> None:
+def reseal(bundle: Path) -> Path:
     """Make sizes and hashes right again, as an attacker would."""
 
     def edit(document: dict[str, Any]) -> None:
@@ -262,6 +263,7 @@ def reseal(bundle: Path) -> None:
             document["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     edited(edit)(bundle)
+    return bundle
 
 
 def graphed(edit: Callable[[ModelProto], object]) -> Tamper:

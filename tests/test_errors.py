@@ -22,13 +22,10 @@ EXIT_CODES = {
 
 
 def test_every_error_has_its_exit_code() -> None:
-    found = {
-        name: kind.exit_code
-        for name, kind in inspect.getmembers(errors, inspect.isclass)
-        if kind.__module__ == errors.__name__
-    }
-    assert found == EXIT_CODES
-    assert sorted(errors.__all__) == sorted(EXIT_CODES)
+    kinds: list[type[errors.KinographError]] = [getattr(errors, name) for name in errors.__all__]
+    assert {kind.__name__: kind.exit_code for kind in kinds} == EXIT_CODES
+    defined = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__}
+    assert defined == set(EXIT_CODES)
 
 
 @pytest.mark.parametrize("name", EXIT_CODES)
