@@ -20,8 +20,8 @@ _NOT_PACKAGED = frozenset({"tests", "benchmarks", "docs", "examples", "build"})
 _FORBIDDEN = ("torch", "diffusers", "transformers", "optimum", "onnxscript")
 
 _GROUND = frozenset({"errors", "manifest", "bundle"})
-# What each part of the package may import of the others; "kinograph" is the public API, names out of the runtime. A part
-# not named here is above all of them: it may import anything, and nobody of these may import it.
+# What each part of the package may import of the others; "kinograph" is the public API, names out of the runtime. A
+# part not named here is above all of them: it may import anything, and nobody of these may import it.
 _MAY_IMPORT = {
     "errors": frozenset[str](),
     "manifest": frozenset[str](),
