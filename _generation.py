@@ -134,6 +134,7 @@ def _check_values(job: Job) -> None:
         ("--steps", request.num_inference_steps, 1, math.inf),
         ("--seed", request.seed, 0, (1 << 64) - 1),
         ("--guidance", request.guidance_scale, 0, 1e6),
+        ("--guidance-2", request.guidance_scale_2, 0, 1e6),
         ("--fps", request.fps, 0.1, 1000),
         ("--seconds", job.seconds, 0, 1e6),
     ]
@@ -194,6 +195,7 @@ def _report(job: Job, pipe: Pipeline, request: Request, watched: _Watched) -> di
         "seed": request.seed,
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
+        "guidance_scale_2": request.guidance_scale_2,
         "solver": request.solver,
         "blank": watched.blank,
         "bundle": pipe.bundle.manifest.name,

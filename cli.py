@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (drawn at the top of errors.py) and never shows a traceback unasked."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = kinograph.main(args=None if args is None else list(args), standalone_mode=False)
+        result = kinograph.main(args=None if args is None else list(args), prog_name="kinograph", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -107,6 +107,7 @@ def kinograph() -> None:
 @click.option("--fps", type=float, help="Frames per second of the file." + _DEFAULT)
 @click.option("--steps", type=int, help="Denoising steps." + _DEFAULT)
 @click.option("--guidance", type=float, help="Guidance scale; 1 is none." + _DEFAULT)
+@click.option("--guidance-2", type=float, help="That of a second expert.  [default: --guidance, or the bundle's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, 0 to 2^64 - 1.")
 @click.option("--solver", type=click.Choice(["euler", "unipc", "dpmpp-2m"]), help="Sampler." + _DEFAULT)
 @click.option("--image", metavar="FILE", help="A picture that becomes the first frame.")
@@ -160,6 +161,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         fps=options["fps"],
         num_inference_steps=options["steps"],
         guidance_scale=options["guidance"],
+        guidance_scale_2=options["guidance_2"],
         seed=options["seed"],
         solver=options["solver"],
         image=options["image"],

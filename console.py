@@ -127,5 +127,5 @@ def _display() -> Progress:
             left = super().render(task)
             return Text("") if task.finished or task.total is None else Text.assemble("left ", left)
 
-    columns = [TextColumn("{task.description:<8}"), BarColumn(bar_width=30), Count(), TimeElapsedColumn(), Left()]
+    columns = [TextColumn("{task.description:<16}"), BarColumn(bar_width=30), Count(), TimeElapsedColumn(), Left()]
     return Progress(*columns, console=RichConsole(stderr=True))
