@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from kinograph.console import Console, escape, json_text
-from kinograph.errors import KinographError, UsageError
+
+from kinograph.console import Console, json_text
+from kinograph.errors import KinographError, UsageError, escape
 
 __all__ = ["main"]
 
@@ -72,7 +73,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from kinograph.doctor import installed_version
+        from kinograph.console.doctor import installed_version
 
         click.echo(f"kinograph {installed_version('kinograph') or '(not installed as a package)'}")
         ctx.exit()
@@ -129,7 +130,7 @@ def kinograph() -> None:
 def generate(words: tuple[str, ...], **options: Any) -> None:
     """Make a video from a prompt, with BUNDLE or the built-in starter model."""
     job = _job(words, options)
-    from kinograph._generation import generate as run
+    from kinograph.console.generate import generate as run
 
     with Console(quiet=options["quiet"]) as console:
         report = run(job, console)
@@ -149,7 +150,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     """The options of `generate` as one object."""
     bundle, prompt = _bundle_and_prompt(words, options["prompt"])
     width, height = _width_and_height(options)
-    from kinograph._generation import Job
+    from kinograph.console.generate import Job
     from kinograph.runtime.request import Request
 
     request = Request(
@@ -244,7 +245,7 @@ def inspect(bundle: str | None, as_json: bool, quiet: bool) -> None:
     if as_json:
         _print_manifest(manifest, True, "")
         return
-    from kinograph._inspection import manifest_text
+    from kinograph.console.inspect import manifest_text
 
     click.echo(manifest_text(manifest))
 
@@ -292,12 +293,12 @@ def _print_manifest(manifest: Any, as_json: bool, line: str) -> None:
 @_json_option
 def doctor(as_json: bool) -> None:
     """Show versions, engines, the machine, and what `--device auto` would use."""
-    from kinograph.doctor import examine
+    from kinograph.console.doctor import examine
 
     report = examine()
     if as_json:
         click.echo(json_text(report))
         return
-    from kinograph._inspection import doctor_text
+    from kinograph.console.inspect import doctor_text
 
     click.echo(doctor_text(report))

@@ -27,7 +27,16 @@ __all__ = [
     "OutputError",
     "RequestError",
     "UsageError",
+    "escape",
 ]
+
+
+def escape(text: object) -> str:
+    """`text` with everything that could move the cursor, colour the terminal or reverse the line written as `\\x1b`.
+
+    Letters of any script, and line ends, are kept.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
 
 class KinographError(Exception):
@@ -85,7 +94,7 @@ class NumericError(KinographError):
     exit_code = 8
 
 
-class Interrupted(KinographError):
+class Interrupted(KinographError):  # noqa: N818 - what happened to the run, not a fault
     """The run was cancelled between two steps; nothing was left under the final name."""
 
     exit_code = 130

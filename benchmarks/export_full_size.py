@@ -2,9 +2,9 @@
 
     python benchmarks/export_full_size.py wan2.1-1.3b wan2.2-5b wan2.1-14b --folder /big/disk
 
-Weights are written as sharded safetensors, random in blocks that repeat (`--distinct` bytes of different values), so that
-making the checkpoint does not take longer than exporting it. Each export runs in a process of its own, whose peak memory
-is what the operating system accounts to it.
+Weights are written as sharded safetensors, random in blocks that repeat (`--distinct` bytes of different values), so
+that making the checkpoint does not take longer than exporting it. Each export runs in a process of its own, whose
+peak memory is what the operating system accounts to it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,20 @@ _UMT5_XXL: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
 }
 SIZES: dict[str, dict[str, Any]] = {
-    "wan2.1-1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "in_channels": 16, "out_channels": 16},
-    "wan2.1-14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40, "in_channels": 16, "out_channels": 16},
+    "wan2.1-1.3b": {
+        "num_attention_heads": 12,
+        "ffn_dim": 8960,
+        "num_layers": 30,
+        "in_channels": 16,
+        "out_channels": 16,
+    },
+    "wan2.1-14b": {
+        "num_attention_heads": 40,
+        "ffn_dim": 13824,
+        "num_layers": 40,
+        "in_channels": 16,
+        "out_channels": 16,
+    },
     "wan2.2-5b": {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48},
 }
 
@@ -85,7 +97,9 @@ def write_checkpoint(size: str, folder: Path, distinct: int) -> None:
         else:
             model.save_config(folder / name)
         dtype = "F32" if name == "vae" else "BF16"
-        _write_shards({key: tuple(value.shape) for key, value in model.state_dict().items()}, folder / name, dtype, distinct)
+        _write_shards(
+            {key: tuple(value.shape) for key, value in model.state_dict().items()}, folder / name, dtype, distinct
+        )
 
 
 def _write_shards(shapes: Mapping[str, tuple[int, ...]], folder: Path, dtype: str, distinct: int) -> None:

@@ -1,7 +1,7 @@
 """A tiny deterministic engine, for tests and for programs that integrate Kinograph without waiting for a model.
 
-It obeys every rule of the protocol and computes nothing of meaning: floats are a bounded function of the inputs, frames a
-moving gradient whose phase depends on the latents.
+It obeys every rule of the protocol and computes nothing of meaning: floats are a bounded function of the inputs,
+frames a moving gradient whose phase depends on the latents.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class FakeEngine:
     def run(self) -> None:
         missing = (self.inputs.keys() | self.outputs.keys()) - self._buffers.keys()
         if self._closed or missing:
-            raise EngineError(f"{self.component} cannot run: {'closed' if self._closed else f'unbound {sorted(missing)}'}")
+            raise EngineError(
+                f"{self.component} cannot run: {'closed' if self._closed else f'unbound {sorted(missing)}'}"
+            )
         phase = sum(float(np.mean(self._buffers[name].array)) for name in self.inputs)
         for name in self.outputs:
             target = self._buffers[name].array

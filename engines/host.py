@@ -34,9 +34,7 @@ class HostBuffer:
 
     def write(self, array: Array) -> None:
         if array.shape != self.array.shape or array.dtype != self.array.dtype:
-            raise ValueError(
-                f"got {array.dtype} {array.shape} for a buffer of {self.array.dtype} {self.array.shape}"
-            )
+            raise ValueError(f"got {array.dtype} {array.shape} for a buffer of {self.array.dtype} {self.array.shape}")
         self.array[...] = array
 
     def read(self) -> Array:

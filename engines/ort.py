@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU.
 
-A graph is rewritten for the CPU when it is opened; its weights are the bundle's verified files, memory-mapped and handed to
-ONNX Runtime without a copy.
+A graph is rewritten for the CPU when it is opened; its weights are the bundle's verified files, memory-mapped and
+handed to ONNX Runtime without a copy.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The seam between the runtime and a backend.
 
-A `Device` makes buffers and opens components; an `Engine` runs one component on buffers that were bound to its inputs and
-outputs. Buffers are bound, not passed, because that is what a CUDA graph and TensorRT need, and because it says who owns
-memory: **the caller owns every buffer**; an engine only remembers which ones to use. An output may never be bound to the
-same buffer as an input.
+A `Device` makes buffers and opens components; an `Engine` runs one component on buffers that were bound to its inputs
+and outputs. Buffers are bound, not passed, because that is what a CUDA graph and TensorRT need, and because it says
+who owns memory: **the caller owns every buffer**; an engine only remembers which ones to use. An output may never be
+bound to the same buffer as an input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Export: a local diffusers checkpoint becomes a bundle. The only part of Kinograph, with the starter, that needs torch."""
+"""Export: a local diffusers checkpoint becomes a bundle. The only part of Kinograph, with the starter, that needs
+torch.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,9 @@ def export(
 ) -> Manifest:
     """Export the diffusers folder `checkpoint` into a new bundle and return its manifest.
 
-    `progress(stage, done, total)` is called as work goes on: stages in steps, weights in bytes. Raises MissingExtraError
-    where torch or diffusers is not installed, BundleError for a checkpoint that cannot be exported, OutputError where the
-    bundle cannot be written.
+    `progress(stage, done, total)` is called as work goes on: stages in steps, weights in bytes. Raises
+    MissingExtraError where torch or diffusers is not installed, BundleError for a checkpoint that cannot be exported,
+    OutputError where the bundle cannot be written.
     """
     try:
         import diffusers  # noqa: F401

@@ -36,9 +36,7 @@ def build(checkpoint: Path, bundle: Path, options: ExportOptions, progress: Prog
     return manifest
 
 
-def _export_part(
-    part: Part, writer: BundleWriter, options: ExportOptions, progress: Progress
-) -> dict[str, Component]:
+def _export_part(part: Part, writer: BundleWriter, options: ExportOptions, progress: Progress) -> dict[str, Component]:
     progress(f"trace {part.folder}", 0, 1)
     graphs = part.trace(PRECISIONS[options.precision])
     progress(f"trace {part.folder}", 1, 1)
@@ -56,7 +54,9 @@ def _export_part(
         progress(f"parity {part.folder}", 0, 1)
         root = writer.file(f"{folder}/{_WEIGHTS}").parent.parent.parent
         figures = measure(root, components, options.precision, part.check())
-        components = {name: _with_parity(component, options.precision, figures) for name, component in components.items()}
+        components = {
+            name: _with_parity(component, options.precision, figures) for name, component in components.items()
+        }
         progress(f"parity {part.folder}", 1, 1)
     return components
 

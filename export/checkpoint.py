@@ -31,5 +31,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def model_index(checkpoint: Path) -> dict[str, Any]:
     """`model_index.json` of a checkpoint folder. Raises BundleError where there is none."""
     if not checkpoint.is_dir():
-        raise BundleError(f"{checkpoint} is no folder. Name a local checkpoint in diffusers layout; nothing is downloaded.")
+        raise BundleError(
+            f"{checkpoint} is no folder. Name a local checkpoint in diffusers layout; nothing is downloaded."
+        )
     return read_config(checkpoint / "model_index.json")

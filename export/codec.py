@@ -1,4 +1,6 @@
-"""A causal video VAE as two graphs that share their weights: `first` for the first latent frame, `next` for all others."""
+"""A causal video VAE as two graphs that share their weights: `first` for the first latent frame, `next` for all
+others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same request through diffusers and through a bundle: end-to-end parity, for tests and for one's own checkpoint."""
+"""The same request through diffusers and through a bundle: end-to-end parity, for any checkpoint."""
 
 from __future__ import annotations
 

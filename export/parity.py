@@ -60,7 +60,7 @@ def measure(folder: Path, components: Mapping[str, Component], precision: str, c
     got = np.concatenate(outputs, axis=check.axis)
     if got.shape != check.expected.shape or not np.isfinite(got).all():
         raise BundleError(
-            f"{', '.join(components)}: the exported graph gives {got.shape} where PyTorch gives {check.expected.shape}, "
+            f"{', '.join(components)}: the graph gives {got.shape} where PyTorch gives {check.expected.shape}, "
             f"finite: {bool(np.isfinite(got).all())}. Export in fp32, or report this checkpoint."
         )
     difference = got.astype(np.float64) - check.expected.astype(np.float64)

@@ -1,7 +1,7 @@
 """The step: one whole denoising step as one graph.
 
-Conditioning, the transformer, guidance and the solver's update stand in one graph, so the loop is "run the step N times"
-and needs no arithmetic outside the engine. What differs between families is the `Denoiser` inside.
+Conditioning, the transformer, guidance and the solver's update stand in one graph, so the loop is "run the step N
+times" and needs no arithmetic outside the engine. What differs between families is the `Denoiser` inside.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ STEP_OUTPUTS = ("next_sample", "next_history", "prediction")
 class Denoiser(Protocol):
     """A family's transformer: predicts the flow velocity v = noise − x₀ for every guidance row.
 
-    `x` [1, C', F, H, W] float32 is the model's input, `mask` [1, 1, F, H, W] float32 is 1 where frames are given, `text`
-    [B, L, D] float32, `image` [1, N, D'] float32 or None. Returns [B, C, F, H, W] float32.
+    `x` [1, C', F, H, W] float32 is the model's input, `mask` [1, 1, F, H, W] float32 is 1 where frames are given,
+    `text` [B, L, D] float32, `image` [1, N, D'] float32 or None. Returns [B, C, F, H, W] float32.
     """
 
     def __call__(self, x: Tensor, timestep: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor: ...
@@ -51,10 +51,10 @@ class Denoiser(Protocol):
 class Step(nn.Module):
     """Mask → denoiser → Σ wᵦ·vᵦ → solver matrix.
 
-    `conditioning` is the manifest's `Conditioning.kind`. For `clean` and `noised`, given latents replace the sample on the
-    way in (as `known_weights`₀·known + `known_weights`₁·noise) and on the way out (as `known`), so the loop ends with the
-    given frames in place. For `channels` the model sees `known` and the mask, repeated for each of the `temporal` frames
-    in a latent frame, as further channels, and makes every frame itself.
+    `conditioning` is the manifest's `Conditioning.kind`. For `clean` and `noised`, given latents replace the sample
+    on the way in (as `known_weights`₀·known + `known_weights`₁·noise) and on the way out (as `known`), so the loop
+    ends with the given frames in place. For `channels` the model sees `known` and the mask, repeated for each of the
+    `temporal` frames in a latent frame, as further channels, and makes every frame itself.
     """
 
     def __init__(

@@ -92,7 +92,9 @@ def tokenizer_json(tokenizer: Path) -> bytes:
     try:
         fast = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True, use_fast=True)
     except (OSError, ValueError, ImportError) as exc:
-        raise BundleError(f"{tokenizer} holds no tokenizer that can be read ({exc}). Copy the checkpoint again.") from exc
+        raise BundleError(
+            f"{tokenizer} holds no tokenizer that can be read ({exc}). Copy the checkpoint again."
+        ) from exc
     text: str = fast.backend_tokenizer.to_str()
     return text.encode()
 

@@ -1,7 +1,7 @@
 """From a module on fake tensors to a clean, portable ONNX graph.
 
-Nothing here holds a weight: modules are built on torch's meta device, traced with fake tensors, and every initializer of
-the resulting graph becomes a lazy tensor that reads its value from the checkpoint when the bundle is written.
+Nothing here holds a weight: modules are built on torch's meta device, traced with fake tensors, and every initializer
+of the resulting graph becomes a lazy tensor that reads its value from the checkpoint when the bundle is written.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ def trace(
 ) -> Traced:
     """Trace `module` and return its graph.
 
-    `inputs` are the arguments of `module.forward` in order; from position `grouped_from` on they are passed as one list.
-    `outputs` names the results in order; further ones are what the graph remembers and
-    become `next_state_0`, `next_state_1`, … `axes` gives each axis letter the size traced at, `divisors` what it is a multiple of,
-    `limits` how large it may get. `sources` maps prefixes of
-    parameter names to the checkpoints they come from. The outputs' shapes follow from the trace.
+    `inputs` are the arguments of `module.forward` in order; from position `grouped_from` on they are passed as one
+    list. `outputs` names the results in order; further ones are what the graph remembers and become `next_state_0`,
+    `next_state_1`, … `axes` gives each axis letter the size traced at, `divisors` what it is a multiple of, `limits`
+    how large it may get. `sources` maps prefixes of parameter names to the checkpoints they come from. The outputs'
+    shapes follow from the trace.
     """
     divisors = divisors or {}
     mode = fake_mode()
@@ -107,7 +107,11 @@ def trace(
         dynamic[grouped_from:] = [dynamic[grouped_from:]]
     with _quiet():
         program = torch.export.export(
-            module.eval(), tuple(arguments), dynamic_shapes=tuple(dynamic), strict=False, prefer_deferred_runtime_asserts_over_guards=True
+            module.eval(),
+            tuple(arguments),
+            dynamic_shapes=tuple(dynamic),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
         )
         onnx_program = torch.onnx.export(
             program,
@@ -154,9 +158,7 @@ def _evaluate(axis: str, axes: Mapping[str, int]) -> int:
     return factor * axes[letter]
 
 
-def _dimensions(
-    inputs: Sequence[Tensor], divisors: Mapping[str, int], limits: Mapping[str, int]
-) -> dict[str, Any]:
+def _dimensions(inputs: Sequence[Tensor], divisors: Mapping[str, int], limits: Mapping[str, int]) -> dict[str, Any]:
     """torch.export dimensions for every axis expression in `inputs`: `"8*H"` with divisor 2 is 16·h."""
     bases: dict[str, Any] = {}
     dims: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """Weights on their way from a checkpoint into a bundle, one tensor at a time.
 
-A graph is traced on fake tensors, so its initializers have names, shapes and dtypes but no values. `Checkpoint` finds the
-value of each in the checkpoint's safetensors files, `WeightFile` writes them behind one another into the bundle. At no
-time is more than one tensor in memory.
+A graph is traced on fake tensors, so its initializers have names, shapes and dtypes but no values. `Checkpoint` finds
+the value of each in the checkpoint's safetensors files, `WeightFile` writes them behind one another into the bundle.
+At no time is more than one tensor in memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Checkpoint:
                 with safe_open(path, framework="pt") as shard:
                     self._files.update(dict.fromkeys(shard.keys(), path))
             except (SafetensorError, OSError) as exc:
-                raise BundleError(f"{path} is not a readable safetensors file ({exc}). Copy the checkpoint again.") from exc
+                raise BundleError(
+                    f"{path} is not a readable safetensors file ({exc}). Copy the checkpoint again."
+                ) from exc
 
     def _weight_files(self) -> list[Path]:
         indices = sorted(self.folder.glob("*.safetensors.index.json"))
@@ -62,7 +64,7 @@ class Checkpoint:
             files = sorted(self.folder.glob("*.safetensors"))
             if len(files) != 1:
                 raise BundleError(
-                    f"{self.folder} holds {len(files)} safetensors files and no index; expected one file, or shards with "
+                    f"{self.folder} holds {len(files)} safetensors files and no index; expected one, or shards with "
                     "a *.safetensors.index.json. Save the model again with save_pretrained()."
                 )
             return files
@@ -110,7 +112,7 @@ class CheckpointTensor(ir.LazyTensor):
         value = self._read()
         if tuple(value.shape) != self.sizes:
             raise BundleError(
-                f"{self.name} has shape {tuple(value.shape)} in the checkpoint, but its configuration says {self.sizes}. "
+                f"{self.name} has shape {tuple(value.shape)} in the checkpoint; its configuration says {self.sizes}. "
                 "The weights and config.json belong to different models."
             )
         rows = max(1, _BLOCK_BYTES * self.sizes[0] // max(1, self.nbytes)) if self.sizes else 1

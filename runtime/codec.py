@@ -34,8 +34,8 @@ def encode(
 ) -> Iterator[Latents]:
     """Normalised latents [1, C, 1, H, W] of every chunk.
 
-    A chunk is frames uint8 [T, s·H, s·W, 3] and `given` float32 [T]; the first has one frame, every other as many as the
-    codec's temporal factor. Frames whose `given` is 0 are encoded as mid-grey. `axes` holds H and W.
+    A chunk is frames uint8 [T, s·H, s·W, 3] and `given` float32 [T]; the first has one frame, every other as many as
+    the codec's temporal factor. Frames whose `given` is 0 are encoded as mid-grey. `axes` holds H and W.
     """
     inputs = ({"frames": frames, "given": given} for frames, given in chunks)
     yield from _stream(device, first, following, axes, inputs, "latents")

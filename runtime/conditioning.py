@@ -66,8 +66,8 @@ def _chunks(image: Pixels, count: int, temporal: int) -> Iterator[tuple[Pixels, 
 def fit(image: Pixels, width: int, height: int, *, resample: Image.Resampling) -> Pixels:
     """`image` uint8 [H', W', 3] scaled to cover `width` × `height` and cropped around its centre.
 
-    A picture of the same shape is only scaled, which with Lanczos is what diffusers' video processor does. With bicubic it
-    is what CLIP's image processor does to any picture.
+    A picture of the same shape is only scaled, which with Lanczos is what diffusers' video processor does. With
+    bicubic it is what CLIP's image processor does to any picture.
     """
     picture = Image.fromarray(image)
     # the side that fits decides the scale; the other is rounded down, as CLIP does

@@ -56,8 +56,9 @@ def denoise(
 ) -> Iterator[Step]:
     """Yield every step after it has run; `binding["sample"]` then holds its result.
 
-    `scales` are the experts' guidance scales; the first decides whether there is a second row of text. An expert is opened when the first of its steps is due. `noised_known`:
-    given frames enter at the step's noise level instead of clean.
+    `scales` are the experts' guidance scales; the first decides whether there is a second row of text. An expert is
+    opened when the first of its steps is due. `noised_known`: given frames enter at the step's noise level instead of
+    clean.
 
     Raises NumericError, naming the step, where the latents are no longer finite.
     """
@@ -80,6 +81,6 @@ def denoise(
         if not np.isfinite(binding["sample"].read()).all():
             raise NumericError(
                 f"the latents are NaN or infinite after step {step.index + 1} of {len(steps)} (timestep "
-                f"{step.timestep:g}). Try another --variant (fp16 overflows first), a lower --guidance, or more --steps."
+                f"{step.timestep:g}). Try another --variant (fp16 overflows first) or a lower --guidance."
             )
         yield step

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from kinograph import manifest
 from kinograph.runtime.coefficients import SAMPLE, Row, data_prediction, log_snr, remembered, table
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from kinograph import manifest
 from kinograph.runtime.coefficients import PREDICTION, SAMPLE, Row, table
 

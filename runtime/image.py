@@ -11,8 +11,9 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from kinograph.errors import RequestError
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from kinograph.errors import RequestError
 
 __all__ = ["contact_sheet", "png_bytes", "read_image", "sheet_indices"]
 

@@ -19,8 +19,8 @@ def starter_bundle() -> Path:
 
 
 def find_bundle(path: str | os.PathLike[str] | None) -> Path:
-    """The folder `path` stands for: None is the starter, a path is itself, a bare name is looked up in KINOGRAPH_BUNDLES
-    (folders separated like PATH) where no such folder is at hand.
+    """The folder `path` stands for: None is the starter, a path is itself, a bare name is looked up in
+    KINOGRAPH_BUNDLES (folders separated like PATH) where no such folder is at hand.
 
     Raises BundleError naming every place that was looked at.
     """
@@ -34,9 +34,14 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Path:
         if candidate.exists() or candidate.is_symlink():
             return candidate
     places = ", ".join(str(candidate) for candidate in looked)
-    raise BundleError(f"no bundle at {places}. Name an exported folder, or set {BUNDLES_VARIABLE} to where bundles are.")
+    raise BundleError(
+        f"no bundle at {places}. Name an exported folder, or set {BUNDLES_VARIABLE} to where bundles are."
+    )
 
 
 def open_bundle(path: str | os.PathLike[str] | None) -> Bundle:
-    """Find, verify and open a bundle. Raises BundleError."""
-    return Bundle.open(find_bundle(path))
+    """Find, verify and open a bundle. Raises BundleError.
+
+    The starter came with the package, whose installer may have hard-linked it.
+    """
+    return Bundle.open(find_bundle(path), hard_links=path is None)

@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+
 from kinograph import errors
 
 __all__ = ["Generator", "normal"]

@@ -51,7 +51,7 @@ class Video:
     metadata: dict[str, str]
 
     def save(self, path: str | os.PathLike[str], fps: float | None = None, *, force: bool = False) -> None:
-        """Write a file of the kind its name says (.mp4, .webm, .gif, .webp, or a folder of PNG with a closing slash)."""
+        """Write a file of the kind its name says (.mp4, .webm, .gif, .webp, or a folder/ of PNG)."""
         _, height, width, _ = self.frames.shape
         rate = self.fps if fps is None else fps
         with VideoWriter(path, width=width, height=height, fps=rate, metadata=self.metadata, force=force) as writer:
@@ -99,7 +99,9 @@ class Pipeline:
         try:
             request = Request(prompt=prompt, **fields)
         except TypeError as exc:
-            raise UsageError(f"{exc}; expected the fields of kinograph.Request: {', '.join(Request.__struct_fields__)}") from exc
+            raise UsageError(
+                f"{exc}; expected the fields of kinograph.Request: {', '.join(Request.__struct_fields__)}"
+            ) from exc
         request = self.resolve(request)
         frames = [event.frames for event in self.run(request) if isinstance(event, FramesDecoded)]
         return Video(np.concatenate(frames), float(request.fps or 0), self.metadata(request))
@@ -280,7 +282,9 @@ def _choose_variants(manifest: Manifest, variant: str | None) -> dict[str, str]:
 
 
 def _weight_bytes(manifest: Manifest, variants: dict[str, str]) -> int:
-    files = {path for name, precision in variants.items() for path in manifest.components[name].variants[precision].weights}
+    files = {
+        path for name, precision in variants.items() for path in manifest.components[name].variants[precision].weights
+    }
     return sum(manifest.files[path].size for path in files)
 
 

@@ -23,9 +23,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One video. None means the bundle's default; `Pipeline.resolve` fills it in and checks the rest.
 
     `height`, `width` in pixels; `fps` frames per second, which changes only the file; `guidance_scale` of
-    classifier-free guidance (arXiv:2207.12598), 1 for none; `guidance_scale_2` is that of a second expert, where the model
-    has two, and follows `guidance_scale` where only that is given; `seed` as torch's CPU generator takes it; `image` is the path
-    of a picture that becomes the first frame.
+    classifier-free guidance (arXiv:2207.12598), 1 for none; `guidance_scale_2` is that of a second expert, where the
+    model has two, and follows `guidance_scale` where only that is given; `seed` as torch's CPU generator takes it;
+    `image` is the path of a picture that becomes the first frame.
     """
 
     prompt: str

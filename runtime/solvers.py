@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
 from kinograph import errors, manifest
 from kinograph.runtime import dpmpp, euler, unipc
 from kinograph.runtime.coefficients import HISTORY, Row

@@ -12,6 +12,7 @@ import ftfy
 import numpy as np
 import numpy.typing as npt
 import tokenizers  # type: ignore[import-untyped]
+
 from kinograph.errors import BundleError, RequestError
 from kinograph.manifest import Text
 

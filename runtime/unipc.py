@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
 from kinograph import manifest
 from kinograph.runtime.coefficients import SAMPLE, Row, data_prediction, log_snr, remembered, table
 

@@ -21,10 +21,11 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image
+
 from kinograph.errors import MemoryLimitError, OutputError, RequestError, UsageError
 from kinograph.runtime.image import png_bytes
 from kinograph.runtime.output import StagedOutput, check_target, is_folder, mapped_errors
-from PIL import Image
 
 __all__ = ["VideoWriter", "available_codecs", "check_codec", "check_output"]
 

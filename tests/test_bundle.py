@@ -24,9 +24,12 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kinograph import _bundle_writer
-from kinograph._tree import _CHUNK_BYTES
+from onnx import ModelProto, TensorProto, helper
+from safetensors.numpy import save_file
+
 from kinograph.bundle import Bundle, BundleWriter, verify
+from kinograph.bundle import writer as _bundle_writer
+from kinograph.bundle.tree import _CHUNK_BYTES
 from kinograph.errors import BundleError, OutputError, UsageError
 from kinograph.manifest import (
     Component,
@@ -41,8 +44,6 @@ from kinograph.manifest import (
     Text,
     Variant,
 )
-from onnx import ModelProto, TensorProto, helper
-from safetensors.numpy import save_file
 
 GRAPH = "step/fp32/model.onnx"
 WEIGHTS = "step/fp32/model.safetensors"

@@ -15,14 +15,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import av
-import kinograph
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
+
+import kinograph
 from kinograph import errors, manifest
 from kinograph.cli import main
 from kinograph.runtime import request as requests
-from PIL import Image
 
 SCALE = manifest.Parity(max_abs=3e-6, rms=4e-7, scale=0.98, engine="onnxruntime cpu")
 MANIFEST = manifest.Manifest(

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinograph._manifest_check import ManifestError, name_problem, parse_manifest
+
+from kinograph.bundle.manifest_check import ManifestError, name_problem, parse_manifest
 from kinograph.manifest import (
     Component,
     Conditioning,

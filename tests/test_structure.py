@@ -33,8 +33,6 @@ _MAY_IMPORT = {
     "export": _GROUND | {"engines", "runtime", "kinograph"},
     "starter": _GROUND | {"engines", "runtime", "export", "kinograph"},
 }
-# The private modules that make up the bundle.
-_BUNDLE_PARTS = frozenset({"_bundle_writer", "_content_check", "_graph_check", "_manifest_check", "_refusal", "_tree"})
 
 _HEAVY = ("numpy", "onnx", "onnxruntime", "msgspec", "av", "PIL", "tokenizers", "safetensors", "click", "rich", "ftfy")
 
@@ -53,8 +51,7 @@ MODULES = dict(sources())
 
 def part_of(module: str) -> str:
     """The part of the package that `module` belongs to; the package itself is "kinograph"."""
-    name = module.split(".")[1] if "." in module else module
-    return "bundle" if name in _BUNDLE_PARTS else name
+    return module.split(".")[1] if "." in module else module
 
 
 def imports_of(module: str) -> Iterator[str]:

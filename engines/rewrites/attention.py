@@ -1,7 +1,7 @@
 """`Attention` → `com.microsoft.MultiHeadAttention`, which is flash attention on the CPU.
 
-ONNX Runtime's `Attention` writes the S×S matrix of scores to memory; for a video of a few thousand tokens that is most of
-the step's time and all of its peak.
+ONNX Runtime's `Attention` writes the S×S matrix of scores to memory; for a video of a few thousand tokens that is
+most of the step's time and all of its peak.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ def attention_to_multi_head(model: ir.Model, weights: MutableMapping[str, Any]) 
         fused = ir.node(
             "MultiHeadAttention", node.inputs[:3], attributes=attributes, domain="com.microsoft", name=node.name
         )
-        ir.convenience.replace_nodes_and_values(
-            model.graph, node, [node], [fused], node.outputs[:1], fused.outputs
-        )
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [fused], node.outputs[:1], fused.outputs)
         model.opset_imports.setdefault("com.microsoft", 1)
 
 

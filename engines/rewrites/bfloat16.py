@@ -1,4 +1,4 @@
-"""bfloat16 → float32: ONNX Runtime has no bfloat16 matrix product on the CPU, and float32 holds every bfloat16 value."""
+"""bfloat16 → float32: ONNX Runtime has no bfloat16 MatMul on the CPU, and float32 holds every bfloat16 value."""
 
 from __future__ import annotations
 

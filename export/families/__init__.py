@@ -21,8 +21,6 @@ def read_plan(checkpoint: Path) -> Plan:
     """How to export `checkpoint`. Raises BundleError for a folder that is no checkpoint of a known family."""
     pipeline = model_index(checkpoint).get("_class_name")
     if pipeline not in FAMILIES:
-        raise BundleError(
-            f"{checkpoint} is a {pipeline!r} checkpoint; this version exports: {', '.join(FAMILIES)}."
-        )
+        raise BundleError(f"{checkpoint} is a {pipeline!r} checkpoint; this version exports: {', '.join(FAMILIES)}.")
     plan: Plan = importlib.import_module(FAMILIES[pipeline]).read_plan(checkpoint)
     return plan

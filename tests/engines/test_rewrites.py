@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+
 from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
@@ -58,7 +59,8 @@ def test_other_attention_stays(extra: str, attributes: str) -> None:
 
 def test_rms_norm_becomes_simplified_layer_norm() -> None:
     text = """<ir_version: 11, opset_import: ["" : 23]>
-        g (float[2,5,16] x, float[16] w) => (float[2,5,16] y) { y = RMSNormalization <epsilon = 0.001, axis = -1> (x, w) }"""
+        g (float[2,5,16] x, float[16] w) => (float[2,5,16] y) { y = RMSNormalization <epsilon = 0.001, axis = -1> (x,
+        w) }"""
     rng = np.random.default_rng(0)
     inputs = {"x": rng.normal(size=(2, 5, 16)).astype(np.float32), "w": rng.normal(size=16).astype(np.float32)}
     expected = run(ir.from_onnx_text(text), inputs)

@@ -14,8 +14,8 @@ import kinograph
 from kinograph.export.compare import compare, load_reference
 from kinograph.export.families.wan.tiny import KINDS
 
-# Float32 sums in another order move a value by a few 1e-6; only one that lies on the edge between two levels rounds to the
-# other one.
+# Float32 sums in another order move a value by a few 1e-6; only one that lies on the edge between two levels rounds
+# to the other one.
 LEVELS = 1
 SHARE = 0.999
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from kinograph.errors import RequestError
 from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
-from PIL import Image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 

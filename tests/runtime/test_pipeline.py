@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kinograph
 import numpy as np
 import pytest
+
+import kinograph
 from kinograph.engines.fake import FakeDevice
 from kinograph.engines.ort import OrtDevice
 from kinograph.errors import BundleError, EngineError, NumericError, RequestError, UsageError

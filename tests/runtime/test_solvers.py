@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kinograph import errors
 from kinograph.manifest import Solver
 from kinograph.runtime import solvers

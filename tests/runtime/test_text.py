@@ -11,10 +11,11 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
 from kinograph.errors import BundleError, RequestError
 from kinograph.manifest import Text
 from kinograph.runtime.text import MAX_PROMPT_BYTES, Tokenizer, clean
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 ALL = ("ftfy", "html", "whitespace")
 TEXT = Text(tokenizer="tokenizer.json", length=12, dim=8, cleaning=ALL)

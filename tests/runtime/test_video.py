@@ -14,9 +14,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
+
 from kinograph.errors import OutputError, RequestError, UsageError
 from kinograph.runtime.video import VideoWriter, available_codecs, check_output
-from PIL import Image
 
 COLOURS = np.array(
     [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255], [255, 0, 255], [255] * 3, [0] * 3, [128] * 3],

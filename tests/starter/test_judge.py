@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from kinograph.starter import world
 from kinograph.starter.judge import ATTRIBUTES, judge
 

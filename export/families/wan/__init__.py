@@ -150,8 +150,12 @@ def _parts(
             partial(_trace_step, checkpoint / name, component, geometry, conditioning, text),
             partial(reference.check_step, checkpoint, name, geometry, conditioning, text),
         )
-    yield Part("encoder", partial(_trace_codec, checkpoint, "encoder", geometry), partial(reference.check_encoder, checkpoint))
-    yield Part("decoder", partial(_trace_codec, checkpoint, "decoder", geometry), partial(reference.check_decoder, checkpoint))
+    yield Part(
+        "encoder", partial(_trace_codec, checkpoint, "encoder", geometry), partial(reference.check_encoder, checkpoint)
+    )
+    yield Part(
+        "decoder", partial(_trace_codec, checkpoint, "decoder", geometry), partial(reference.check_decoder, checkpoint)
+    )
 
 
 def _trace_step(

@@ -1,9 +1,9 @@
 """Wan's causal video VAE as a streaming codec.
 
-The VAE looks only backwards in time, so it can be cut into two graphs that share their weights: *first* turns one latent
-frame into one frame, *next* one latent frame into four, and what a layer must remember of its past is an explicit input
-and output. diffusers keeps the same memory in Python lists and grows it over the first two calls; here it always has its
-full size and starts as the zeros that causal padding stands for, which is the same arithmetic.
+The VAE looks only backwards in time, so it can be cut into two graphs that share their weights: *first* turns one
+latent frame into one frame, *next* one latent frame into four, and what a layer must remember of its past is an
+explicit input and output. diffusers keeps the same memory in Python lists and grows it over the first two calls; here
+it always has its full size and starts as the zeros that causal padding stands for, which is the same arithmetic.
 """
 
 from __future__ import annotations
@@ -36,16 +36,14 @@ class _Memory:
 
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """Put the `frames` frames before x [1, C, T, H, W] in front of it and remember the last ones of the result."""
-        if self._past is None:
-            joined = F.pad(x, (0, 0, 0, 0, frames, 0))
-        else:
-            joined = torch.cat([next(self._past), x], dim=2)
+        zeros = (0, 0, 0, 0, frames, 0)
+        joined = F.pad(x, zeros) if self._past is None else torch.cat([next(self._past), x], dim=2)
         self.future.append(joined[:, :, -frames:])
         return joined
 
 
 class WanDecoder(nn.Module):
-    """Latents [1, C, 1, H, W] (normalised, float32) → frames uint8 [T, s·H, s·W, 3], T = 1 in the first call, then 4."""
+    """Latents [1, C, 1, H, W] (normalised, float32) → frames uint8 [T, s·H, s·W, 3], T = 1, then 4."""
 
     def __init__(self, vae: Any, dtype: torch.dtype) -> None:
         super().__init__()

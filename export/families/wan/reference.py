@@ -1,7 +1,7 @@
 """What diffusers and transformers compute for the same inputs: the reference of the parity run.
 
-The real models are loaded in float32 with their own forward passes; nothing of the exported graphs' code is used but the
-step's wrapper around the transformer.
+The real models are loaded in float32 with their own forward passes; nothing of the exported graphs' code is used but
+the step's wrapper around the transformer.
 """
 
 from __future__ import annotations

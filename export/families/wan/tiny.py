@@ -13,8 +13,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, T5TokenizerFast, UMT5Config
-from transformers import UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 __all__ = ["KINDS", "save_tiny_checkpoint"]
 
@@ -22,7 +28,27 @@ KINDS = ("t2v", "i2v", "ti2v", "t2v-a14b", "i2v-a14b")
 
 _TEXT_DIM = 32
 _CLIP_DIM = 24
-_WORDS = "a red green blue ball cat moves left right up down on the of large small white navy background".split()
+_WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "ball",
+    "cat",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "on",
+    "the",
+    "of",
+    "large",
+    "small",
+    "white",
+    "navy",
+    "background",
+]
 
 
 def save_tiny_checkpoint(kind: str, folder: Path, *, seed: int = 0) -> Path:

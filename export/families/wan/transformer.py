@@ -1,8 +1,8 @@
 """Wan's diffusion transformer as an export graph.
 
 The parameters are those of diffusers' `WanTransformer3DModel`; the forward pass is our own, so that attention, rotary
-embedding and normalisation leave as the ONNX operators of those names, and nothing is scattered, split into sequences or
-computed per token where two rows and a selection do.
+embedding and normalisation leave as the ONNX operators of those names, and nothing is scattered, split into sequences
+or computed per token where two rows and a selection do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WanDenoiser(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     def forward(self, x: Tensor, timestep: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
-        """x [1, C', F, H, W], timestep [1], mask [1, 1, F, H, W], text [B, L, D] → velocity [B, C, F, H, W], float32."""
+        """x [1, C', F, H, W], timestep [1], mask [1, 1, F, H, W], text [B, L, D] → [B, C, F, H, W], float32."""
         model = self.transformer
         rows = text.shape[0]
         grid = tuple(size // patch for size, patch in zip(x.shape[2:], self.patch, strict=True))
@@ -167,7 +167,7 @@ def _select(table: Tensor, given: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def rotary_widths(head_dim: int) -> tuple[int, int, int]:
-    """Rotated pairs for time, height and width: Wan gives height and width a third each, rounded down, time the rest."""
+    """Rotated pairs for time, height and width: Wan gives height and width a third each, time the rest."""
     spatial = head_dim // 6
     return head_dim // 2 - 2 * spatial, spatial, spatial
 

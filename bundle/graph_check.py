@@ -15,9 +15,10 @@ from graphlib import CycleError, TopologicalSorter
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from kinograph._refusal import printable
-from kinograph.manifest import Tensor, Variant
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+
+from kinograph.bundle.refusal import printable
+from kinograph.manifest import Tensor, Variant
 
 __all__ = ["MAX_GRAPH_BYTES", "graph_problems"]
 

@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from kinograph._refusal import MAX_PROBLEMS, printable
+
+from kinograph.bundle.refusal import MAX_PROBLEMS, printable
 from kinograph.manifest import FORMAT_VERSION, Component, Manifest, Tensor, Variant
 
 __all__ = ["MANIFEST_NAME", "ManifestError", "name_problem", "parse_manifest"]

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kinograph.console import escape
 from rich import box
 from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
+
+from kinograph.errors import escape
 
 if TYPE_CHECKING:
     from kinograph.manifest import Manifest, Variant

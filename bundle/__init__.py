@@ -15,11 +15,12 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
-from kinograph._bundle_writer import BundleWriter
-from kinograph._content_check import content_problems
-from kinograph._manifest_check import MANIFEST_NAME, ManifestError, parse_manifest
-from kinograph._refusal import printable, refusal
-from kinograph._tree import OpenFile, Walk, hash_files, open_folder, open_regular
+
+from kinograph.bundle.content_check import content_problems
+from kinograph.bundle.manifest_check import MANIFEST_NAME, ManifestError, parse_manifest
+from kinograph.bundle.refusal import printable, refusal
+from kinograph.bundle.tree import OpenFile, Walk, hash_files, open_folder, open_regular
+from kinograph.bundle.writer import BundleWriter
 from kinograph.errors import BundleError, UsageError
 from kinograph.manifest import Component, Manifest
 
@@ -48,9 +49,12 @@ class Bundle:
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """The bundle at `path`, verified. Raises BundleError, which lists what is wrong, where anything is."""
-        return _open(path, None)
+    def open(cls, path: str | os.PathLike[str], *, hard_links: bool = False) -> Bundle:
+        """The bundle at `path`, verified. Raises BundleError, which lists what is wrong, where anything is.
+
+        `hard_links` admits files with several names: some package installers link what they install from their cache.
+        """
+        return _open(path, None, hard_links)
 
     def read(self, name: str) -> bytes:
         """The content of a small file, a graph or a tokenizer; for weights use `map`.
@@ -123,19 +127,19 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ma
         return bundle.manifest
 
 
-def _open(path: str | os.PathLike[str], progress: Progress | None) -> Bundle:
+def _open(path: str | os.PathLike[str], progress: Progress | None, hard_links: bool = False) -> Bundle:
     folder = Path(path)
     try:
         root = open_folder(folder)
     except (OSError, ValueError) as exc:
         raise refusal(folder, [_why_no_folder(folder, exc)], "Give the folder that holds bundle.json.") from exc
     try:
-        data = _manifest_bytes(folder, root)
+        data = _manifest_bytes(folder, root, hard_links)
         try:
             manifest = parse_manifest(data)
         except ManifestError as exc:
             raise refusal(folder, exc.problems, *([exc.advice] if exc.advice else [])) from exc
-        files = _verified_files(folder, root, manifest, progress)
+        files = _verified_files(folder, root, manifest, progress, hard_links)
     except OSError as exc:
         where = printable(exc.filename or MANIFEST_NAME)
         raise refusal(folder, [f"{where} cannot be read: {exc.strerror}"]) from exc
@@ -154,9 +158,9 @@ def _why_no_folder(folder: Path, error: OSError | ValueError) -> str:
     return f"it cannot be opened: {error.strerror}"
 
 
-def _manifest_bytes(folder: Path, root: int) -> bytes:
+def _manifest_bytes(folder: Path, root: int, hard_links: bool) -> bytes:
     try:
-        file = open_regular(MANIFEST_NAME, root)
+        file = open_regular(MANIFEST_NAME, root, hard_links)
     except FileNotFoundError as exc:
         raise refusal(folder, [f"it has no {MANIFEST_NAME}"], "Give the folder of a bundle, or export one.") from exc
     if isinstance(file, str):
@@ -169,9 +173,11 @@ def _manifest_bytes(folder: Path, root: int) -> bytes:
         os.close(file.fd)
 
 
-def _verified_files(folder: Path, root: int, manifest: Manifest, progress: Progress | None) -> dict[str, OpenFile]:
+def _verified_files(
+    folder: Path, root: int, manifest: Manifest, progress: Progress | None, hard_links: bool
+) -> dict[str, OpenFile]:
     """Every listed file, open and verified. Raises BundleError or OSError, with everything closed again."""
-    walk = Walk(root, manifest.files, ignore=(MANIFEST_NAME,))
+    walk = Walk(root, manifest.files, ignore=(MANIFEST_NAME,), hard_links=hard_links)
     try:
         # Each stage trusts what the one before has established, and names all it finds.
         for problems in (

@@ -16,10 +16,11 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-from kinograph._content_check import content_problems
-from kinograph._manifest_check import MANIFEST_NAME, ManifestError, name_problem, parse_manifest
-from kinograph._refusal import printable, refusal
-from kinograph._tree import Walk, hash_files, open_folder
+
+from kinograph.bundle.content_check import content_problems
+from kinograph.bundle.manifest_check import MANIFEST_NAME, ManifestError, name_problem, parse_manifest
+from kinograph.bundle.refusal import printable, refusal
+from kinograph.bundle.tree import Walk, hash_files, open_folder
 from kinograph.errors import OutputError, UsageError
 from kinograph.manifest import File, Manifest
 

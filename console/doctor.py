@@ -62,6 +62,7 @@ def _providers() -> list[str] | str:
 
 def _video() -> dict[str, Any]:
     import av
+
     from kinograph.runtime.video import available_codecs
 
     return {

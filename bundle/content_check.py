@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import msgspec
-from kinograph._graph_check import MAX_GRAPH_BYTES, graph_problems
-from kinograph._refusal import printable
-from kinograph._tree import OpenFile
+
+from kinograph.bundle.graph_check import MAX_GRAPH_BYTES, graph_problems
+from kinograph.bundle.refusal import printable
+from kinograph.bundle.tree import OpenFile
 from kinograph.manifest import Manifest
 
 __all__ = ["content_problems"]

@@ -9,18 +9,12 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from kinograph.errors import escape
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Console", "Stage", "escape", "json_text"]
-
-
-def escape(text: object) -> str:
-    """`text` with everything that could move the cursor, colour the terminal or reverse the line written as `\\x1b`.
-
-    Letters of any script, and line ends, are kept.
-    """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+__all__ = ["Console", "Stage", "json_text"]
 
 
 def json_text(value: object) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
-from kinograph._refusal import MAX_PROBLEMS
+from kinograph.bundle.refusal import MAX_PROBLEMS
 
 __all__ = ["OpenFile", "Walk", "hash_files", "open_folder", "open_regular"]
 
@@ -71,7 +71,7 @@ def open_folder(path: str | os.PathLike[str], dir_fd: int | None = None) -> int:
     return os.open(path, _OPEN_FLAGS | os.O_DIRECTORY, dir_fd=dir_fd)
 
 
-def open_regular(name: str, dir_fd: int) -> OpenFile | str:
+def open_regular(name: str, dir_fd: int, hard_links: bool = False) -> OpenFile | str:
     """The file `name` in the folder `dir_fd`, or what is wrong with it: not regular, hard-linked. Raises OSError."""
     before = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     if not stat.S_ISREG(before.st_mode):
@@ -81,7 +81,7 @@ def open_regular(name: str, dir_fd: int) -> OpenFile | str:
         opened = os.fstat(fd)
         if not stat.S_ISREG(opened.st_mode) or not os.path.samestat(before, opened):
             problem = "was replaced while it was being opened"
-        elif opened.st_nlink != 1:
+        elif opened.st_nlink != 1 and not hard_links:
             problem = f"has {opened.st_nlink} hard links; expected 1, so that it cannot be altered under another name"
         else:
             file = OpenFile(fd, opened.st_size, opened.st_mtime_ns)
@@ -96,15 +96,19 @@ def open_regular(name: str, dir_fd: int) -> OpenFile | str:
 class Walk:
     """Opens every file below a folder. By relative POSIX path, `files` are those that were fine, `problems` the rest.
 
-    With `listed`, anything else is a problem and no other folder is entered; without, everything is taken.
+    With `listed`, anything else is a problem and no other folder is entered; without, everything is taken. With
+    `hard_links`, files may have other names too.
     """
 
-    def __init__(self, root: int, listed: Collection[str] | None, ignore: Collection[str] = ()) -> None:
+    def __init__(
+        self, root: int, listed: Collection[str] | None, ignore: Collection[str] = (), *, hard_links: bool = False
+    ) -> None:
         self.files: dict[str, OpenFile] = {}
         self.folders: list[str] = []
         self.problems: dict[str, str] = {}
         self._listed = listed
         self._ignore = ignore
+        self._hard_links = hard_links
         self._parents = {name[:at] for name in listed or () for at, c in enumerate(name) if c == "/"}
         try:
             self._folder(os.dup(root), "")
@@ -138,7 +142,7 @@ class Walk:
             elif stat.S_ISDIR(mode) or (self._listed is not None and path not in self._listed and stat.S_ISREG(mode)):
                 self.problems[path] = ("is a folder, and " if stat.S_ISDIR(mode) else "") + _unlisted(path)
             else:
-                file = open_regular(name, dir_fd)
+                file = open_regular(name, dir_fd, self._hard_links)
                 if isinstance(file, str):
                     self.problems[path] = file
                 else:

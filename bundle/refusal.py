@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from itertools import islice
 
-from kinograph.errors import BundleError
+from kinograph.errors import BundleError, escape
 
 __all__ = ["MAX_PROBLEMS", "printable", "refusal"]
 
@@ -24,7 +24,7 @@ def printable(text: object) -> str:
     recolour the terminal.
     """
     raw = str(text)
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in raw[:_MAX_TEXT])
+    shown = escape(raw[:_MAX_TEXT]).replace("\n", "\\n")
     return shown if len(raw) <= _MAX_TEXT else f"{shown}… ({len(raw)} characters)"
 
 

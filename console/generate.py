@@ -9,10 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import kinograph
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+import kinograph
 from kinograph.errors import NumericError, OutputError, RequestError, UsageError
 from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
 from kinograph.runtime.output import check_target, is_folder, write_file

@@ -1,0 +1,33 @@
+# make demo   a video from a prompt, in a fresh environment without PyTorch
+# make test   everything a change must pass
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEMO_PROMPT ?= a large red ball moves left on a navy background
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	.venv/bin/kinograph generate "$(DEMO_PROMPT)" -o demo.mp4 --sheet demo.png --force
+
+test: .venv-dev/installed lint
+	.venv-dev/bin/python -m pytest
+
+lint: .venv-dev/installed
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+	cd .venv-dev && bin/mypy --config-file ../pyproject.toml $(addprefix -p kinograph.,engines runtime bundle) \
+		-m kinograph.errors -m kinograph.manifest -m kinograph.cli
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check .
+	touch $@
+
+# PyTorch first and by version: its CPU build is what the tests need, and nothing after it asks for another.
+.venv-dev/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-dev/bin/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-dev build dist *.egg-info demo.mp4 demo.json demo.png
