@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kinograph.starter import world
 from numpy.typing import NDArray
+
+from kinograph.starter import world
 
 __all__ = ["Crop", "Pool", "pixels"]
 

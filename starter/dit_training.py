@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import UMT5EncoderModel
+
 from kinograph.starter import world
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import FLOW_SHIFT, encode_text, make_transformer
 from kinograph.starter.text_training import world_tokenizer
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import UMT5EncoderModel
 
 __all__ = ["given_frames", "train_dit"]
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import kinograph
 import numpy as np
+from numpy.typing import NDArray
+
+import kinograph
 from kinograph.starter import world
 from kinograph.starter.judge import ATTRIBUTES, Verdict, judge
 from kinograph.starter.sheet import contact_sheet, write_png
-from numpy.typing import NDArray
 
 __all__ = ["Report", "evaluate", "held_out_scenes", "main"]
 

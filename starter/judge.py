@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from kinograph.starter import world
 from numpy.typing import NDArray
+
+from kinograph.starter import world
 
 __all__ = ["ATTRIBUTES", "Verdict", "judge"]
 
@@ -26,6 +27,7 @@ _FAINT = 40.0  # distance in 8-bit RGB below which a pixel counts as background
 _DARK = 80.0  # distance from the features' black below which a pixel does not tell the subject's colour
 _SMALLEST = 0.0015  # share of the picture: below it there is no subject in a frame
 _COMPARED = 7  # frames in which shapes are compared
+_BLURS = 4  # degrees of blur that a clip is allowed when shapes are compared
 _GROWS = 1.45  # last radius over first radius
 _RETURNS = 0.55  # net travel over total travel along an axis, below which a subject comes back
 _STILL = 0.06  # travel, as a fraction of the picture, below which nothing moves
@@ -139,6 +141,14 @@ def _silhouette(subject: str, path: Floats, size: int) -> Floats:
     return np.asarray(outline * (1 - features), dtype=np.float32)
 
 
+def _blurred(pictures: Floats, passes: int) -> Floats:
+    """Pictures [T, H, W] smoothed `passes` times with the kernel (1, 2, 1)/4 in both directions."""
+    for _ in range(passes):
+        for axis in (1, 2):
+            pictures = (np.roll(pictures, 1, axis) + np.roll(pictures, -1, axis) + 2 * pictures) / 4
+    return pictures
+
+
 @cache
 def _own_moments(subject: str) -> tuple[float, float, float]:
     """A subject's centroid (x, y) from its nominal centre and its equivalent radius, in nominal radii."""
@@ -156,7 +166,7 @@ def _shape(inside: Floats, path: Floats) -> tuple[str, float]:
         nominal = path[:, 2] / radius
         fitted = np.stack([path[:, 0] - x * nominal, path[:, 1] - y * nominal, nominal], axis=1)
         rendered = _silhouette(subject, fitted[chosen], inside.shape[1])
-        errors[subject] = float(np.square(inside[chosen] - rendered).sum())
+        errors[subject] = min(float(np.square(inside[chosen] - _blurred(rendered, n)).sum()) for n in range(_BLURS))
         radii[subject] = float(nominal.mean())
     best = min(errors, key=errors.__getitem__)
     return best, radii[best]

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from torch.nn import functional
+
 from kinograph.starter import world
 from kinograph.starter.clips import pixels
 from kinograph.starter.loop import save_atomically
-from torch.nn import functional
 
 __all__ = ["Cache", "encode_world", "load_cache"]
 

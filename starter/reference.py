@@ -12,6 +12,7 @@ import click
 import numpy as np
 import torch
 from diffusers import WanPipeline
+
 from kinograph.starter.evaluate import Frames, Generate, evaluate, held_out_scenes, show, write_sheets
 from kinograph.starter.model import TEXT_LENGTH
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kinograph.starter import world
-from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import TEXT_DIM, encode_text, make_text_encoder, make_tokenizer
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+from kinograph.starter import world
+from kinograph.starter.loop import Budget, Loop
+from kinograph.starter.model import TEXT_DIM, encode_text, make_text_encoder, make_tokenizer
 
 __all__ = ["ATTRIBUTES", "labels", "train_text", "world_tokenizer"]
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import click
 import torch
 from diffusers import AutoencoderKLWan
+from torch import nn
+
 from kinograph.starter import model
 from kinograph.starter.dit_training import train_dit
 from kinograph.starter.latents import encode_world, load_cache
 from kinograph.starter.loop import Budget
 from kinograph.starter.text_training import train_text, world_tokenizer
 from kinograph.starter.vae_training import train_vae
-from torch import nn
 
 __all__ = ["STAGES", "Run", "main"]
 

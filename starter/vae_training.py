@@ -10,10 +10,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.nn import functional
+
 from kinograph.starter.clips import Crop, Pool
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import make_vae
-from torch.nn import functional
 
 __all__ = ["decode_unclamped", "psnr", "train_vae"]
 
@@ -23,6 +24,7 @@ _KL_WEIGHT = 1e-4  # per latent value: keeps latents near unit scale without blu
 _FOREGROUND = 6.0  # extra weight of the subject's pixels
 _SWEPT = 2.0  # extra weight of pixels the subject touches at any time in the clip
 _WIDE = 1.5  # share of the subject's mask grown by one pixel
+_POOL = 1000  # clips kept in memory
 _PHASES = (0.2, 0.85)  # until here single frames; until here crops of clips; then whole clips
 
 
@@ -78,7 +80,9 @@ def train_vae(
     """Train the VAE within the budget, resuming from `folder`, and return its averaged weights."""
     torch.manual_seed(seed)
     loop = Loop(make_vae().to(device), budget, folder / "vae.pt")
-    pool = Pool(2000, frames, size, np.random.default_rng((seed, loop.step)))
+    if loop.progress >= 1:
+        return loop.averaged
+    pool = Pool(_POOL, frames, size, np.random.default_rng((seed, loop.step)))
     for progress in loop.steps():
         clips, mask = (x.to(device) for x in pool.batch(_crop(progress, frames, size, scale)))
         loss, decoded = _loss(loop.module, clips, mask)

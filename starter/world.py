@@ -57,7 +57,7 @@ BACKGROUNDS: dict[str, Colour] = {
 SUBJECTS = ("ball", "square", "triangle", "star", "heart", "cat face")
 SIZES = ("large", "small")
 MOTIONS = ("left", "right", "up", "down", "bounces", "circles", "grows")
-RADII = {"large": 0.225, "small": 0.13}  # nominal radius, fraction of the picture's side
+RADII = {"large": 0.25, "small": 0.16}  # nominal radius, fraction of the picture's side
 
 _MIN_CONTRAST = 130.0  # Euclidean distance in 8-bit RGB between a subject and its background
 _HELD_OUT_SHARE = 10  # one combination in ten is never trained on
@@ -184,15 +184,15 @@ def _heart(x: Array, y: Array) -> Array:
 
 
 def _cat(x: Array, y: Array) -> Array:
-    head = np.hypot(x * 0.92, y - 0.12) - np.float32(0.86)
-    ear_x, ear_y = np.abs(x) - 0.56, y + 0.62
-    ear = np.maximum(np.abs(ear_x) * 0.9 - ear_y * 0.45, ear_y - 0.3) - np.float32(0.24)
+    head = np.hypot(x * 0.92, (y - 0.2) * 1.08) - np.float32(0.86)
+    ear_x, ear_y = np.abs(x) - 0.47, y + 0.62
+    ear = np.maximum(np.abs(ear_x) * 0.92 - ear_y * 0.4, ear_y - 0.5) - np.float32(0.2)
     return np.minimum(head, ear)
 
 
 def _cat_features(x: Array, y: Array) -> Array:
-    eyes = np.hypot((np.abs(x) - 0.36) * 1.15, y + 0.02) - np.float32(0.19)
-    nose = np.maximum(np.abs(x) * 0.8 + (y - 0.36) * 0.6, 0.36 - y) - np.float32(0.1)
+    eyes = np.hypot((np.abs(x) - 0.4) * 1.1, y - 0.06) - np.float32(0.23)
+    nose = np.maximum(np.abs(x) * 0.8 + (y - 0.5) * 0.6, 0.5 - y) - np.float32(0.12)
     return np.minimum(eyes, nose)
 
 
