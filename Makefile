@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO_PROMPT ?= a large red ball moves left on a navy background
 
+TYPED = $(addprefix -p kinograph.,bundle engines runtime console) $(addprefix -m kinograph.,errors manifest cli)
+
 .PHONY: demo test lint clean
 
 demo: .venv/installed
@@ -14,8 +16,7 @@ test: .venv-dev/installed lint
 lint: .venv-dev/installed
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
-	cd .venv-dev && bin/mypy --config-file ../pyproject.toml $(addprefix -p kinograph.,engines runtime bundle) \
-		-m kinograph.errors -m kinograph.manifest -m kinograph.cli
+	cd .venv-dev && MYPYPATH=src bin/mypy --config-file ../pyproject.toml $(TYPED)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +28,7 @@ lint: .venv-dev/installed
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-dev/bin/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	mkdir -p .venv-dev/src && ln -sfn ../.. .venv-dev/src/kinograph
 	touch $@
 
 clean:

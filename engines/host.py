@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from kinograph.engines.protocol import Array
@@ -13,6 +14,7 @@ __all__ = ["NUMPY_DTYPES", "HostBuffer"]
 NUMPY_DTYPES: dict[str, type[Any]] = {
     "float32": np.float32,
     "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
     "uint8": np.uint8,
     "int64": np.int64,
 }

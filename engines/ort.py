@@ -7,9 +7,12 @@ handed to ONNX Runtime without a copy.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -17,7 +20,7 @@ import onnxruntime as ort
 
 from kinograph.engines.host import NUMPY_DTYPES, HostBuffer
 from kinograph.engines.rewrites import CPU_REWRITES
-from kinograph.errors import BundleError, EngineError, UsageError
+from kinograph.errors import BundleError, EngineError, MemoryLimitError, UsageError
 
 if TYPE_CHECKING:
     from kinograph.bundle import Bundle
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["OrtDevice"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
+_OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -37,7 +41,7 @@ class OrtDevice:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._open: list[OrtEngine] = []
+        self._open: WeakSet[OrtEngine] = WeakSet()
 
     @property
     def backend(self) -> str:
@@ -53,13 +57,12 @@ class OrtDevice:
                 f"{component} has no variant {precision!r}; this bundle has: {', '.join(variants)}. Use --variant."
             )
         engine = OrtEngine(bundle, component, variants[precision], self.threads)
-        self._open.append(engine)
+        self._open.add(engine)
         return engine
 
     def close(self) -> None:
-        for engine in self._open:
+        for engine in list(self._open):
             engine.close()
-        self._open.clear()
 
     def __enter__(self) -> OrtDevice:
         return self
@@ -77,6 +80,8 @@ class OrtEngine:
         weights = _map_weights(model, bundle, variant)
         for rewrite in CPU_REWRITES:
             rewrite(model, weights)
+        for name, array in weights.items():
+            _set_placeholder(model.graph.initializers[name], array)
         self.inputs = _declared(variant.inputs, model.graph.inputs)
         self.outputs = _declared(variant.outputs, model.graph.outputs)
         self._weights = weights  # the session reads them in place
@@ -119,6 +124,10 @@ class OrtEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as exc:  # as above
+            if _OUT_OF_MEMORY.search(str(exc)):
+                raise MemoryLimitError(
+                    f"{self.component} ran out of memory ({exc}). Ask for a smaller --size or fewer --frames."
+                ) from exc
             raise EngineError(f"{self.component} failed in ONNX Runtime {ort.__version__}: {exc}") from exc
 
     def close(self) -> None:
@@ -144,7 +153,7 @@ def _map_weights(model: ir.Model, bundle: Bundle, variant: Variant) -> dict[str,
             raise BundleError(f"{variant.graph} reads {tensor.location!r}, which its manifest entry does not list")
         start = tensor.offset or 0
         data = files[str(tensor.location)][start : start + int(tensor.length or 0)]
-        shape = tuple(int(size) for size in tensor.shape)
+        shape = tuple(tensor.shape.numpy())
         if tensor.dtype == ir.DataType.BFLOAT16:
             weights[name] = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
         else:
@@ -152,16 +161,14 @@ def _map_weights(model: ir.Model, bundle: Bundle, variant: Variant) -> dict[str,
     return weights
 
 
-def placeholder(name: str, array: Array) -> ir.ExternalTensor:
-    """An external tensor of `array`'s type whose data the session gets from `add_external_initializers`."""
-    return ir.ExternalTensor(
-        _PLACEHOLDER, 0, array.nbytes, ir.DataType.from_numpy(array.dtype), shape=ir.Shape(array.shape), name=name
-    )
+def _set_placeholder(value: ir.Value, array: Array) -> None:
+    """Give an initializer the type of `array`; the session gets the data from `add_external_initializers`."""
+    dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+    value.const_value = ir.ExternalTensor(_PLACEHOLDER, 0, array.nbytes, dtype, shape=shape, name=str(value.name))
+    value.shape, value.dtype = shape, dtype
 
 
 def _declared(declared: tuple[Tensor, ...], values: Any) -> dict[str, Tensor]:
     """The manifest's declarations, with the dtypes the rewritten graph has."""
-    import msgspec
-
     dtypes = {value.name: str(np.dtype(value.dtype.numpy())) for value in values}
     return {tensor.name: msgspec.structs.replace(tensor, dtype=dtypes[tensor.name]) for tensor in declared}

@@ -21,7 +21,7 @@ def open_device(name: str = "auto") -> Device:
     Raises EngineError where the device exists but cannot be used, UsageError for a name nobody knows.
     """
     if name == "auto":
-        name = os.environ.get(DEVICE_VARIABLE) or "cpu"
+        name = explain_choice()[0]
     if name == "cpu":
         from kinograph.engines.ort import OrtDevice
 

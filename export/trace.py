@@ -180,14 +180,14 @@ def _declare_outputs(model: ir.Model, inputs: Sequence[Tensor], divisors: Mappin
     letters: dict[str, tuple[str, int]] = {}
     for tensor, value in zip(inputs, model.graph.inputs, strict=True):
         for axis, size in zip(tensor.shape, value.shape or (), strict=True):
-            if isinstance(axis, str) and (match := _SHAPE_TERM.match(str(size.value))):
+            if isinstance(axis, str) and (match := _SHAPE_TERM.match(str(getattr(size, "value", size)))):
                 factor, letter = _split(axis)
                 letters[match[2]] = (letter, int(match[1] or 1) // factor)  # symbol = letter / divisor
 
     def translate(size: Any, name: str) -> int | str:
         if isinstance(size, int):
             return size
-        match = _SHAPE_TERM.match(str(size.value))
+        match = _SHAPE_TERM.match(str(getattr(size, "value", size)))
         if match is None or match[2] not in letters:
             raise KinographError(f"output {name} has the size {size}, which is no multiple of an input axis")
         letter, divisor = letters[match[2]]
@@ -215,7 +215,7 @@ def _attach_sources(model: ir.Model, sources: Mapping[str, Checkpoint]) -> None:
         if key not in checkpoint:
             continue
         tensor = value.const_value
-        shape = [int(size) for size in tensor.shape]
+        shape = [int(str(size)) for size in tensor.shape]
         value.const_value = CheckpointTensor(name, tensor.dtype, shape, functools.partial(checkpoint.read, key))
 
 

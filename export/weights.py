@@ -7,6 +7,7 @@ At no time is more than one tensor in memory.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from safetensors import SafetensorError, safe_open
@@ -116,10 +118,11 @@ class CheckpointTensor(ir.LazyTensor):
                 "The weights and config.json belong to different models."
             )
         rows = max(1, _BLOCK_BYTES * self.sizes[0] // max(1, self.nbytes)) if self.sizes else 1
-        for block in value.split(rows) if self.sizes else (value,):
+        pieces = (value[i : i + rows] for i in range(0, self.sizes[0], rows)) if self.sizes else (value,)
+        for block in pieces:
             yield block.to(_TORCH_DTYPES[self.dtype]).contiguous()
 
-    def _whole(self) -> ir.Tensor:
+    def _whole(self) -> ir.TensorProtocol:
         blocks = list(self.blocks())
         return ir.tensor(torch.cat(blocks) if self.sizes else blocks[0], name=self.name)
 
@@ -136,15 +139,30 @@ class WeightFile:
 
     def claim(self, model: ir.Model, *, threshold: int = 1024) -> None:
         """Point every initializer of at least `threshold` bytes of `model` at this file; `write` fills it."""
-        for value in model.graph.initializers.values():
+        initializers = model.graph.initializers
+        for value in list(initializers.values()):
             tensor = value.const_value
-            if tensor is not None and (tensor.nbytes >= threshold or isinstance(tensor, CheckpointTensor)):
-                self._tensors.setdefault(str(value.name), tensor)
+            if tensor is None or (tensor.nbytes < threshold and not isinstance(tensor, CheckpointTensor)):
+                continue
+            name = self._name_for(str(value.name), tensor)
+            if name != value.name:
+                del initializers[str(value.name)]
+                value.name = name
+                initializers[name] = value
+            self._tensors.setdefault(name, tensor)
+
+    def _name_for(self, name: str, tensor: ir.TensorProtocol) -> str:
+        """`name`, or one beside it where another graph's constant has that name and another value."""
+        for candidate in itertools.chain([name], (f"{name}.{i}" for i in itertools.count(1))):
+            known = self._tensors.get(candidate)
+            if known is None or isinstance(tensor, CheckpointTensor) or known.tobytes() == tensor.tobytes():
+                return candidate
+        raise AssertionError("unreachable")
 
     @property
     def size(self) -> int:
         """Bytes the file will have."""
-        return len(self._header()) + sum(tensor.nbytes for tensor in self._tensors.values())
+        return len(self._header()) + sum(int(tensor.nbytes) for tensor in self._tensors.values())
 
     def external(self) -> dict[str, ir.ExternalTensor]:
         """The external tensors the graphs refer to, by name, with offsets into the file."""
@@ -186,7 +204,8 @@ class WeightFile:
         return length.to_bytes(8, "little") + text.ljust(length)
 
 
-def _as_bytes(value: torch.Tensor | ir.TensorProtocol) -> memoryview:
+def _as_bytes(value: torch.Tensor | ir.TensorProtocol) -> bytes | memoryview:
     if isinstance(value, torch.Tensor):
-        return memoryview(value.reshape(-1).view(torch.uint8).numpy())
-    return memoryview(np.ascontiguousarray(value.numpy()).reshape(-1).view(np.uint8))
+        data: npt.NDArray[np.uint8] = value.reshape(-1).view(torch.uint8).numpy()
+        return data.data
+    return value.tobytes()

@@ -37,7 +37,7 @@ def encode(
     A chunk is frames uint8 [T, s·H, s·W, 3] and `given` float32 [T]; the first has one frame, every other as many as
     the codec's temporal factor. Frames whose `given` is 0 are encoded as mid-grey. `axes` holds H and W.
     """
-    inputs = ({"frames": frames, "given": given} for frames, given in chunks)
+    inputs: Iterable[dict[str, npt.NDArray[Any]]] = ({"frames": f, "given": given} for f, given in chunks)
     yield from _stream(device, first, following, axes, inputs, "latents")
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from kinograph.engines import open_device
-from kinograph.errors import RequestError, UsageError
+from kinograph.errors import BundleError, RequestError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime import conditioning, noise
 from kinograph.runtime.binding import Binding
@@ -78,9 +78,11 @@ class Pipeline:
     def __init__(self, bundle: Bundle, device: Device, variant: str | None = None) -> None:
         self.bundle = bundle
         self.device = device
+        _check_components(bundle.manifest)
         self.variant = _choose_variants(bundle.manifest, variant)
         self._tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
         self._engines: dict[str, Engine] = {}
+        self._running = False  # engines have one set of bound buffers, so one run at a time
         self._resident = _weight_bytes(bundle.manifest, self.variant) <= _RESIDENT_SHARE * _memory_bytes()
 
     @property
@@ -91,7 +93,7 @@ class Pipeline:
         """`request` without None, checked against the bundle. Raises RequestError before any work is done."""
         resolved = resolve(request, self.bundle.manifest)
         self._tokenizer.encode(resolved.prompt)
-        self._tokenizer.encode(resolved.negative_prompt or "")
+        self._tokenizer.encode(resolved.negative_prompt or "", what="negative prompt")
         return resolved
 
     def __call__(self, prompt: str, **fields: Any) -> Video:
@@ -116,9 +118,16 @@ class Pipeline:
     def run(self, request: Request) -> Generator[Event, None, None]:
         """Everything that happens, as it happens; closing the generator cancels between two steps."""
         request = self.resolve(request)
-        latents = yield from self._latents(request)
-        yield StageStarted("decode")
-        yield from self._decode(latents, int(request.num_frames or 0))
+        if self._running:
+            raise UsageError("this pipeline is already making a video. Finish or close that run, or load a second one.")
+        self._running = True
+        try:
+            latents = yield from self._latents(request)
+            yield StageStarted("decode")
+            yield from self._decode(latents, int(request.num_frames or 0))
+        finally:
+            self._running = False
+            self._leave_stage()
 
     def metadata(self, request: Request) -> dict[str, str]:
         """How the video was made, for the file and its side-car."""
@@ -127,7 +136,7 @@ class Pipeline:
             **{name: str(value) for name, value in values.items() if value is not None},
             "bundle": self.bundle.manifest.name,
             "bundle_sha256": self.bundle.digest,
-            "variant": self.variant["step"],
+            "variant": self.variant[self.bundle.manifest.experts[0].component],
             "backend": self.backend,
             "kinograph": version("kinograph"),
         }
@@ -266,6 +275,12 @@ def _latent_shape(request: Request, manifest: Manifest) -> tuple[int, int, int, 
     frames = 1 + (int(request.num_frames or 1) - 1) // geometry.temporal
     height, width = int(request.height or 0) // geometry.spatial, int(request.width or 0) // geometry.spatial
     return 1, geometry.channels, frames, height, width
+
+
+def _check_components(manifest: Manifest) -> None:
+    needed = {"text_encoder", "decoder_first", "decoder_next", *(expert.component for expert in manifest.experts)}
+    if missing := sorted(needed - manifest.components.keys()):
+        raise BundleError(f"{manifest.name} has no {', '.join(missing)}, which making a video needs. Export it again.")
 
 
 def _choose_variants(manifest: Manifest, variant: str | None) -> dict[str, str]:

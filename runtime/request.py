@@ -47,6 +47,12 @@ def resolve(request: Request, manifest: Manifest) -> Request:
 
     Raises RequestError naming every field that cannot be done and its nearest valid value.
     """
+    if request.solver is not None and request.solver not in SOLVERS:
+        raise UsageError(f"unknown solver {request.solver!r}; expected one of: {', '.join(SOLVERS)}")
+    try:
+        request = msgspec.convert(msgspec.to_builtins(request), Request)
+    except (msgspec.ValidationError, TypeError, UnicodeEncodeError) as exc:
+        raise RequestError(f"the request has a field of the wrong type: {exc}") from exc
     defaults = manifest.defaults
     filled = msgspec.structs.replace(
         request,
@@ -130,8 +136,6 @@ def _number_problems(request: Request, manifest: Manifest) -> list[str]:
     fps = request.fps
     if fps is None or not math.isfinite(fps) or not 0.1 <= fps <= 1000:
         problems.append(f"fps {fps}: expected 0.1 to 1000. Use --fps {manifest.defaults.fps:g}")
-    if request.solver not in SOLVERS:
-        raise UsageError(f"unknown solver {request.solver!r}; expected one of: {', '.join(SOLVERS)}")
     return problems
 
 
