@@ -119,8 +119,9 @@ def _write_shards(shapes: Mapping[str, tuple[int, ...]], folder: Path, dtype: st
         text = json.dumps(header).encode()
         with (folder / file).open("wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
-            while offset:
+            while offset and pattern:
                 offset -= out.write(pattern[:offset])
+            out.truncate(out.tell() + offset)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
@@ -142,7 +143,12 @@ def main() -> None:
     parser.add_argument("sizes", nargs="+", choices=list(SIZES))
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints and bundles are written")
     parser.add_argument("--precision", default="bf16", choices=["fp32", "fp16", "bf16"])
-    parser.add_argument("--distinct", type=int, default=1 << 28, help="bytes of different values (default: 256 MB)")
+    parser.add_argument(
+        "--distinct",
+        type=int,
+        default=1 << 28,
+        help="bytes of different values (default: 256 MB); 0: a hole in the file, which reads as zeros",
+    )
     parser.add_argument("--keep", action="store_true", help="do not remove checkpoints and bundles")
     options = parser.parse_args()
     print(f"{'model':14} {'precision':9} {'checkpoint':>11} {'bundle':>8} {'seconds':>8} {'peak memory':>12}")

@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def export(
     MissingExtraError where torch or diffusers is not installed, BundleError for a checkpoint that cannot be exported,
     OutputError where the bundle cannot be written.
     """
+    logging.getLogger("diffusers.utils.import_utils").setLevel(logging.ERROR)  # it warns of how packages are named
     try:
         import diffusers  # noqa: F401
         import optimum.exporters.onnx  # noqa: F401
