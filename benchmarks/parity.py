@@ -8,7 +8,6 @@ the same code path. Rounding is all that may differ, so a value may be one level
 
 from __future__ import annotations
 
-import itertools
 import platform
 import tempfile
 import warnings
@@ -22,10 +21,9 @@ from PIL import Image
 import kinograph
 from kinograph.export import ExportOptions, export
 from kinograph.export.compare import compare, load_reference
-from kinograph.export.families.wan.tiny import KINDS, save_tiny_checkpoint
+from kinograph.export.families.wan.tiny import KINDS, PARITY_STEPS, parity_requests, save_tiny_checkpoint
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "parity.md"
-STEPS = 4
 RELEASED = {
     "t2v": "Wan 2.1 T2V (1.3B, 14B)",
     "i2v": "Wan 2.1 I2V (CLIP, 36 channels)",
@@ -33,27 +31,6 @@ RELEASED = {
     "t2v-a14b": "Wan 2.2 T2V-A14B",
     "i2v-a14b": "Wan 2.2 I2V-A14B",
 }
-
-
-def requests(kind: str, picture: Path) -> Iterator[kinograph.Request]:
-    """Three solvers, with and without guidance, two sizes, two lengths; TI2V with and without a first frame."""
-    scale = 2 if kind == "ti2v" else 1  # its codec compresses twice as much
-    images = {"i2v": [str(picture)], "i2v-a14b": [str(picture)], "ti2v": [None, str(picture)]}.get(kind, [None])
-    options = itertools.product(("unipc", "euler", "dpmpp-2m"), (1.0, 5.0), ((64, 48), (96, 64)), (5, 9), images)
-    for seed, (solver, guidance, (width, height), frames, image) in enumerate(options):
-        yield kinograph.Request(
-            prompt="a red ball moves left",
-            negative_prompt="a blue cat",
-            width=width * scale,
-            height=height * scale,
-            num_frames=frames,
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            guidance_scale_2=1.0 if guidance == 1 else 3.0,
-            seed=seed,
-            solver=solver,  # type: ignore[arg-type]
-            image=image,
-        )
 
 
 def rows(folder: Path) -> Iterator[str]:
@@ -70,7 +47,7 @@ def rows(folder: Path) -> Iterator[str]:
         reference = load_reference(checkpoint)
         results: dict[str, list[tuple[int, float]]] = {}
         with kinograph.load(bundle) as pipe:
-            for request in requests(kind, picture):
+            for request in parity_requests(kind, picture):
                 result = compare(reference, pipe, request)
                 results.setdefault(str(request.solver), []).append((result.largest, result.within_one))
         for solver, cases in results.items():
@@ -89,7 +66,7 @@ def main() -> None:
         f"""# Parity with diffusers
 
 The same checkpoint, prompt and seed through diffusers' pipeline in PyTorch and through an exported bundle in Kinograph,
-float32 on the CPU, {STEPS} steps. Frames are compared as 8-bit values. Every row is the worst of its cases: with and
+float32 on the CPU, {PARITY_STEPS} steps. Frames are compared as 8-bit values. Every row is the worst of its cases: with or
 without guidance (one and two rows of text), two sizes, two lengths, and for TI2V with and without a given first frame.
 
 "velocity" is the largest difference of the step graph's prediction, relative to the RMS of PyTorch's, measured at

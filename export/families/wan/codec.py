@@ -42,8 +42,8 @@ class _Memory:
         return joined
 
 
-class WanDecoder(nn.Module):
-    """Latents [1, C, 1, H, W] (normalised, float32) → frames uint8 [T, s·H, s·W, 3], T = 1, then 4."""
+class _Codec(nn.Module):
+    """A VAE, the precision of its convolutions, and the statistics its latents are normalised with."""
 
     def __init__(self, vae: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -51,6 +51,10 @@ class WanDecoder(nn.Module):
         self.dtype = dtype
         self.register_buffer("latents_mean", _per_channel(vae.config.latents_mean), persistent=False)
         self.register_buffer("latents_std", _per_channel(vae.config.latents_std), persistent=False)
+
+
+class WanDecoder(_Codec):
+    """Latents [1, C, 1, H, W] (normalised, float32) → frames uint8 [T, s·H, s·W, 3], T = 1, then 4."""
 
     def forward(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, ...]:
         memory = _Memory(state)
@@ -67,18 +71,11 @@ class WanDecoder(nn.Module):
         return frames[0].permute(1, 2, 3, 0), *memory.future
 
 
-class WanEncoder(nn.Module):
+class WanEncoder(_Codec):
     """Frames uint8 [T, s·H, s·W, 3] → normalised latents [1, C, 1, H, W] float32: the mean of the posterior.
 
     `given` [T] float32 is 1 for frames that are given and 0 for those that are not, which are encoded as mid-grey.
     """
-
-    def __init__(self, vae: Any, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.vae = vae
-        self.dtype = dtype
-        self.register_buffer("latents_mean", _per_channel(vae.config.latents_mean), persistent=False)
-        self.register_buffer("latents_std", _per_channel(vae.config.latents_std), persistent=False)
 
     def forward(self, frames: Tensor, given: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, ...]:
         memory = _Memory(state)

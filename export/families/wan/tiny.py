@@ -6,7 +6,9 @@ Every kind has the structure of a released model: `t2v` and `i2v` of Wan 2.1, `t
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,13 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-__all__ = ["KINDS", "save_tiny_checkpoint"]
+from kinograph.runtime.request import SOLVERS, Request
+
+__all__ = ["KINDS", "PARITY_STEPS", "parity_requests", "save_tiny_checkpoint"]
 
 KINDS = ("t2v", "i2v", "ti2v", "t2v-a14b", "i2v-a14b")
+
+PARITY_STEPS = 4
 
 _TEXT_DIM = 32
 _CLIP_DIM = 24
@@ -74,6 +80,28 @@ def save_tiny_checkpoint(kind: str, folder: Path, *, seed: int = 0) -> Path:
         _clip(folder)
     (folder / "model_index.json").write_text(json.dumps(_index(kind, experts), indent=2))
     return folder
+
+
+def parity_requests(kind: str, picture: Path) -> Iterator[Request]:
+    """What a comparison with diffusers runs: three solvers, with and without guidance, two sizes, two lengths, and for
+    TI2V with and without `picture` as the first frame."""
+    scale = 2 if kind == "ti2v" else 1  # its codec compresses twice as much
+    images = {"i2v": [str(picture)], "i2v-a14b": [str(picture)], "ti2v": [None, str(picture)]}.get(kind, [None])
+    options = itertools.product(SOLVERS, (1.0, 5.0), ((64, 48), (96, 64)), (5, 9), images)
+    for seed, (solver, guidance, (width, height), frames, image) in enumerate(options):
+        yield Request(
+            prompt="a red ball moves left",
+            negative_prompt="a blue cat",
+            width=width * scale,
+            height=height * scale,
+            num_frames=frames,
+            num_inference_steps=PARITY_STEPS,
+            guidance_scale=guidance,
+            guidance_scale_2=1.0 if guidance == 1 else 3.0,
+            seed=seed,
+            solver=solver,  # type: ignore[arg-type]
+            image=image,
+        )
 
 
 def _index(kind: str, experts: list[str]) -> dict[str, Any]:
