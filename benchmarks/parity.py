@@ -66,8 +66,9 @@ def main() -> None:
         f"""# Parity with diffusers
 
 The same checkpoint, prompt and seed through diffusers' pipeline in PyTorch and through an exported bundle in Kinograph,
-float32 on the CPU, {PARITY_STEPS} steps. Frames are compared as 8-bit values. Every row is the worst of its cases: with or
-without guidance (one and two rows of text), two sizes, two lengths, and for TI2V with and without a given first frame.
+float32 on the CPU, {PARITY_STEPS} steps. Frames are compared as 8-bit values. Every row is the worst of its cases:
+with and without guidance (two rows of text and one), two sizes, two lengths, and for TI2V with and without a given first
+frame.
 
 "velocity" is the largest difference of the step graph's prediction, relative to the RMS of PyTorch's, measured at
 export and stored in every bundle. "largest" is in levels of 255.
