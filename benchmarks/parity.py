@@ -65,7 +65,7 @@ def main() -> None:
     TARGET.write_text(
         f"""# Parity with diffusers
 
-The same checkpoint, prompt and seed through diffusers' pipeline in PyTorch and through an exported bundle in Kinograph,
+The same checkpoint, prompt and seed through diffusers' pipeline in PyTorch and through a bundle in Kinograph,
 float32 on the CPU, {PARITY_STEPS} steps. Frames are compared as 8-bit values. Every row is the worst of its cases:
 with and without guidance (two rows of text and one), two sizes, two lengths, and for TI2V with and without a given first
 frame.
