@@ -67,8 +67,8 @@ def main() -> None:
 
 The same checkpoint, prompt and seed through diffusers' pipeline in PyTorch and through a bundle in Kinograph,
 float32 on the CPU, {PARITY_STEPS} steps. Frames are compared as 8-bit values. Every row is the worst of its cases:
-with and without guidance (two rows of text and one), two sizes, two lengths, and for TI2V with and without a given first
-frame.
+with and without guidance (two rows of text and one), two sizes, two lengths, and for TI2V with and without a given
+first frame.
 
 "velocity" is the largest difference of the step graph's prediction, relative to the RMS of PyTorch's, measured at
 export and stored in every bundle. "largest" is in levels of 255.

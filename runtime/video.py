@@ -49,13 +49,15 @@ class _Format(NamedTuple):
 
 _H26X = ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "h264_qsv", "hevc_qsv")
 _MOVIE_FORMATS = {
-    ".mp4": _Format("mp4", {"movflags": "+faststart+use_metadata_tags"}, _H26X),
+    # flush_packets: a frame is on the disk as soon as it is encoded
+    ".mp4": _Format("mp4", {"movflags": "+faststart+use_metadata_tags", "flush_packets": "1"}, _H26X),
     ".mkv": _Format("matroska", {}, (*_H26X, "libvpx-vp9")),
     ".webm": _Format("webm", {}, ("libvpx-vp9",)),
 }
 _ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 _CODEC_OPTIONS = {
-    "libx264": {"crf": "16", "preset": "medium"},
+    # zerolatency: without it, x264 holds back some fifty frames to look ahead
+    "libx264": {"crf": "16", "preset": "medium", "tune": "zerolatency"},
     "libx265": {"crf": "18", "preset": "medium", "x265-params": "log-level=error"},
     "libvpx-vp9": {"crf": "20", "b": "0", "row-mt": "1"},
     "h264_nvenc": {"rc": "vbr", "cq": "18", "b": "0"},

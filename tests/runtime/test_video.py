@@ -357,3 +357,14 @@ def test_a_relative_name_that_looks_like_a_protocol_is_a_file(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     write("http:out%d.mp4", noise(2))
     assert names(tmp_path) == ["http:out%d.mp4"]
+
+
+def test_every_frame_of_an_mp4_is_on_the_disk_when_it_was_written(tmp_path: Path) -> None:
+    frames = noise(4)
+    with VideoWriter(tmp_path / "a.mp4", width=48, height=32, fps=16) as writer:
+        sizes = []
+        for frame in frames:
+            writer.write(frame[None])
+            sizes.append(sum(entry.stat().st_size for entry in os.scandir(tmp_path)))
+        growth = np.diff([0, *sizes])
+        assert (growth > frame.size / 8).all(), sizes  # noise does not compress
