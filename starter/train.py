@@ -1,7 +1,8 @@
 """`python -m kinograph.starter.train`: trains the starter model stage by stage and writes its checkpoint.
 
-The stages are `vae`, `text`, `latents`, `dit` and `write`, in this order; without `--stage` all of them run. Each keeps
-its state in the run folder every two minutes and goes on from there; a stage whose time is used up ends at once.
+The stages are `vae`, `text`, `latents`, `decoder`, `dit` and `write`, in this order; without `--stage` all of them run.
+Each keeps its state in the run folder every two minutes and goes on from there; a stage whose time is used up ends at
+once. `decoder` needs no more than `vae`, and `dit` no more than `text` and `latents`: those two may run side by side.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kinograph.starter.dit_training import train_dit
 from kinograph.starter.latents import encode_world, load_cache
 from kinograph.starter.loop import Budget
 from kinograph.starter.text_training import train_text, world_tokenizer
-from kinograph.starter.vae_training import train_vae
+from kinograph.starter.vae_training import Clips, train_decoder, train_vae
 
 __all__ = ["STAGES", "Run", "main"]
 
@@ -41,21 +42,22 @@ class Run:
     clips: int = 10_000
     scale: int = 1
     vae_minutes: float = 40.0
+    decoder_minutes: float = 30.0
     text_minutes: float = 1.5
     dit_minutes: float = 75.0
     device: torch.device = _CPU
 
 
 def _vae(run: Run) -> AutoencoderKLWan:
-    return train_vae(
-        run.folder,
-        Budget(run.vae_minutes, 2e-3),
-        frames=run.frames,
-        size=run.size,
-        seed=run.seed,
-        scale=run.scale,
-        device=run.device,
-    )
+    return train_vae(run.folder, Budget(run.vae_minutes, 2e-3), _clips(run))
+
+
+def _decoder(run: Run) -> AutoencoderKLWan:
+    return train_decoder(run.folder, Budget(run.decoder_minutes, 1.5e-3), _clips(run), _vae(run))
+
+
+def _clips(run: Run) -> Clips:
+    return Clips(run.frames, run.size, run.seed, run.scale, run.device)
 
 
 def _text(run: Run) -> nn.Module:
@@ -85,7 +87,7 @@ def _dit(run: Run) -> nn.ModuleDict:
 def _write(run: Run) -> None:
     trained, cache = _dit(run), load_cache(run.folder / "latents.pt")
     vae = model.make_vae(cache.mean, cache.std)
-    vae.load_state_dict(_vae(run).state_dict())
+    vae.load_state_dict(_decoder(run).state_dict())
     model.write(run.checkpoint, vae, trained["transformer"].cpu(), trained["text_encoder"].cpu(), world_tokenizer())
 
 
@@ -93,6 +95,7 @@ STAGES: dict[str, Callable[[Run], object]] = {
     "vae": _vae,
     "text": _text,
     "latents": _latents,
+    "decoder": _decoder,
     "dit": _dit,
     "write": _write,
 }
@@ -111,6 +114,7 @@ STAGES: dict[str, Callable[[Run], object]] = {
 @click.option("--clips", default=Run.clips, show_default=True, help="Clips in the cache of latents.")
 @click.option("--scale", default=Run.scale, show_default=True, help="Multiplies the batch sizes; 8 or more on a GPU.")
 @click.option("--vae-minutes", default=Run.vae_minutes, show_default=True)
+@click.option("--decoder-minutes", default=Run.decoder_minutes, show_default=True)
 @click.option("--text-minutes", default=Run.text_minutes, show_default=True)
 @click.option("--dit-minutes", default=Run.dit_minutes, show_default=True)
 @click.option("--seed", default=Run.seed, show_default=True)

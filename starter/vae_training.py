@@ -1,8 +1,9 @@
-"""The first stage: the video VAE, from single frames to crops of clips to whole clips."""
+"""The first stage, the video VAE: from single frames to crops of clips to whole clips; then its decoder alone."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from kinograph.starter.clips import Crop, Pool
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import make_vae
 
-__all__ = ["decode_unclamped", "psnr", "train_vae"]
+__all__ = ["Clips", "decode_unclamped", "psnr", "train_decoder", "train_vae"]
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ _KL_WEIGHT = 1e-4  # per latent value: keeps latents near unit scale without blu
 _FOREGROUND = 6.0  # extra weight of the subject's pixels
 _SWEPT = 2.0  # extra weight of pixels the subject touches at any time in the clip
 _WIDE = 1.5  # share of the subject's mask grown by one pixel
+_JITTER = 0.1  # noise on the latents that a decoder is trained on alone, in standard deviations
 _POOL = 1000  # clips kept in memory
 _PHASES = (0.2, 0.85)  # until here single frames; until here crops of clips; then whole clips
 
@@ -50,12 +52,16 @@ def psnr(clips: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> tupl
     return float(-10 * torch.log10(inside + 1e-12)), float(-10 * torch.log10(outside + 1e-12))
 
 
-def _loss(vae: AutoencoderKLWan, clips: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Foreground-weighted L1 plus KL, and the decoded clips."""
+def _loss(
+    vae: AutoencoderKLWan, clips: torch.Tensor, mask: torch.Tensor, jitter: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Foreground-weighted L1 plus KL, and the decoded clips; latents get noise of `jitter` standard deviations."""
     with torch.autocast(clips.device.type, torch.bfloat16):
         moments = vae._encode(clips)
         posterior = DiagonalGaussianDistribution(moments.float())
-        decoded = decode_unclamped(vae, posterior.sample())
+        latents = posterior.sample()
+        spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
+        decoded = decode_unclamped(vae, latents + jitter * spread * torch.randn_like(latents))
     decoded = decoded.float()
     wide = functional.max_pool3d(mask, (1, 3, 3), 1, (0, 1, 1))
     weight = 1 + _FOREGROUND * (mask + _WIDE * (wide - mask)) + _SWEPT * wide.amax(2, keepdim=True)
@@ -74,18 +80,47 @@ def _crop(progress: float, frames: int, size: int, scale: int) -> Crop:
     return Crop(4 * scale, frames, size)
 
 
-def train_vae(
-    folder: Path, budget: Budget, *, frames: int, size: int, seed: int, scale: int, device: torch.device
-) -> AutoencoderKLWan:
-    """Train the VAE within the budget, resuming from `folder`, and return its averaged weights."""
-    torch.manual_seed(seed)
-    loop = Loop(make_vae().to(device), budget, folder / "vae.pt")
+@dataclass(frozen=True)
+class Clips:
+    """What to train on: frames a clip, side in pixels, seed, batch sizes as a multiple of the CPU's, and where."""
+
+    frames: int
+    size: int
+    seed: int
+    scale: int
+    device: torch.device
+
+
+def train_vae(folder: Path, budget: Budget, data: Clips) -> AutoencoderKLWan:
+    """Train the whole VAE within the budget, resuming from `folder`, and return its averaged weights."""
+    torch.manual_seed(data.seed)
+    loop = Loop(make_vae().to(data.device), budget, folder / "vae.pt")
+    _fit(loop, data, start=0.0, jitter=0.0)
+    return loop.averaged
+
+
+def train_decoder(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Go on with the decoder alone: the latents stay what the transformer learns, so both may train at once.
+
+    The latents get a little noise, because those that a transformer makes are not quite those of an encoder.
+    """
+    torch.manual_seed(data.seed)
+    vae.requires_grad_(True)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    loop = Loop(vae.to(data.device), budget, folder / "decoder.pt")
+    _fit(loop, data, start=_PHASES[0], jitter=_JITTER)
+    return loop.averaged
+
+
+def _fit(loop: Loop, data: Clips, *, start: float, jitter: float) -> None:
+    """Train until the budget is used up; `start` is where among the phases the first step stands."""
     if loop.progress >= 1:
-        return loop.averaged
-    pool = Pool(_POOL, frames, size, np.random.default_rng((seed, loop.step)))
+        return
+    pool = Pool(_POOL, data.frames, data.size, np.random.default_rng((data.seed, loop.step)))
     for progress in loop.steps():
-        clips, mask = (x.to(device) for x in pool.batch(_crop(progress, frames, size, scale)))
-        loss, decoded = _loss(loop.module, clips, mask)
+        crop = _crop(start + (1 - start) * progress, data.frames, data.size, data.scale)
+        clips, mask = (x.to(data.device) for x in pool.batch(crop))
+        loss, decoded = _loss(loop.module, clips, mask, jitter)
         inside, outside = psnr(clips, decoded.detach(), mask)
         loop.update(loss, foreground=inside, background=outside)
-    return loop.averaged

@@ -30,6 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size=SIZE,
         clips=32,
         vae_minutes=MINUTES,
+        decoder_minutes=MINUTES,
         text_minutes=MINUTES,
         dit_minutes=MINUTES,
     )
@@ -39,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_stage_leaves_a_state_to_resume_from(trained: Path) -> None:
-    for name in ("vae", "text", "dit"):
+    for name in ("vae", "decoder", "text", "dit"):
         state = torch.load(trained / "run" / f"{name}.pt", weights_only=True)
         assert state["step"] > 0 and state["seconds"] >= MINUTES * 60
 
