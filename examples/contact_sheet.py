@@ -1,6 +1,6 @@
 """Six prompts through one pipeline, as a captioned contact sheet: the picture at the top of the README.
 
-    python examples/contact_sheet.py docs/images/starter.png
+python examples/contact_sheet.py docs/images/starter.png
 """
 
 from __future__ import annotations

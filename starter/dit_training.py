@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-free guidance
 _FOREGROUND = 2.0  # extra weight of the subject's cells, fading with noise: where noise hides them it would bias
-_GIVEN = {"none": 0.6, "first": 0.13, "start": 0.09, "end": 0.09, "both ends": 0.09}
+_GIVEN = {"none": 0.75, "first": 0.1, "start": 0.05, "end": 0.05, "both ends": 0.05}
 
 
 def given_frames(frames: int, rng: np.random.Generator) -> np.ndarray:

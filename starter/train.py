@@ -39,12 +39,12 @@ class Run:
     frames: int = 17
     size: int = 64
     seed: int = 0
-    clips: int = 10_000
+    clips: int = 6_000
     scale: int = 1
-    vae_minutes: float = 40.0
-    decoder_minutes: float = 30.0
+    vae_minutes: float = 48.0
+    decoder_minutes: float = 20.0
     text_minutes: float = 1.5
-    dit_minutes: float = 75.0
+    dit_minutes: float = 70.0
     device: torch.device = _CPU
 
 
