@@ -68,7 +68,11 @@ def diffusers_side(options: argparse.Namespace) -> Any:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     pipeline = load_reference(options.checkpoint)
     marks: dict[str, float] = {}
-    pipeline.transformer.register_forward_pre_hook(lambda *_: marks.setdefault("denoise", time.perf_counter()))
+
+    def first_step(*_: Any) -> None:
+        marks.setdefault("denoise", time.perf_counter())
+
+    pipeline.transformer.register_forward_pre_hook(first_step)
     decode = pipeline.vae.decode
 
     def marked(*args: Any, **kwargs: Any) -> Any:
