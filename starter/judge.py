@@ -28,6 +28,9 @@ _DARK = 80.0  # distance from the features' black below which a pixel does not t
 _SMALLEST = 0.0015  # share of the picture: below it there is no subject in a frame
 _COMPARED = 7  # frames in which shapes are compared
 _BLURS = 4  # degrees of blur that a clip is allowed when shapes are compared
+_WEAKEST = 0.5  # of the difference between a shape and a ball that must be there
+_DEPTHS = (1.0, 0.6, 0.3)  # how dark features may be: small ones fade in soft pictures
+_WITH_FEATURES = ("cat face",)
 _GROWS = 1.45  # last radius over first radius
 _RETURNS = 0.55  # net travel over total travel along an axis, below which a subject comes back
 _STILL = 0.06  # travel, as a fraction of the picture, below which nothing moves
@@ -57,7 +60,7 @@ def judge(frames: Frames) -> Verdict:
     path = _track(inside)
     if path is None:
         return Verdict(None, _nearest(core, world.COLOURS), None, None, background)
-    subject, radius = _shape(inside, path)
+    subject, radius = _shape(pictures, border, core, path)
     middle = (world.RADII["large"] + world.RADII["small"]) / 2
     size = "large" if radius > middle else "small"
     return Verdict(subject, _nearest(core, world.COLOURS), size, _motion(path), background)
@@ -135,38 +138,54 @@ def _motion(path: Floats) -> str | None:
     return "down" if net[1] > 0 else "up"
 
 
-def _silhouette(subject: str, path: Floats, size: int) -> Floats:
-    """The subject without its dark features along a path: [T, size, size], 0 to 1."""
-    outline, features = world.coverage(subject, path, size)
-    return np.asarray(outline * (1 - features), dtype=np.float32)
+def _picture(subject: str, path: Floats, border: Floats, core: Floats, size: int, depth: float) -> Floats:
+    """The subject drawn along a path, RGB [T, size, size, 3], its dark features `depth` deep: 1 is black, 0 is none."""
+    outline, features = (c[..., None] for c in world.coverage(subject, path, size))
+    inside = core + (np.asarray(world.EYE, np.float32) - core) * (features * depth)
+    return np.asarray(border + (inside - border) * outline, dtype=np.float32)
 
 
-def _blurred(pictures: Floats, passes: int) -> Floats:
-    """Pictures [T, H, W] smoothed `passes` times with the kernel (1, 2, 1)/4 in both directions."""
-    for _ in range(passes):
-        for axis in (1, 2):
-            pictures = (np.roll(pictures, 1, axis) + np.roll(pictures, -1, axis) + 2 * pictures) / 4
+def _blurred(pictures: Floats) -> Floats:
+    """Pictures [T, H, W, 3] smoothed with the kernel (1, 2, 1)/4 in both directions."""
+    for axis in (1, 2):
+        pictures = (np.roll(pictures, 1, axis) + np.roll(pictures, -1, axis) + 2 * pictures) / 4
     return pictures
+
+
+def _misfit(pictures: Floats, plain: Floats, rendered: Floats) -> float:
+    """Squared difference from `rendered`, at the blur that fits best.
+
+    Soft pictures lose corners first, so what sets a shape apart from `plain`, the ball, may be as weak as `_WEAKEST`.
+    """
+    errors = []
+    for _ in range(_BLURS):
+        seen, apart = pictures - plain, rendered - plain
+        strength = np.clip(np.vdot(seen, apart) / max(float(np.vdot(apart, apart)), 1e-6), _WEAKEST, 1)
+        errors.append(float(np.square(seen - strength * apart).sum()))
+        plain, rendered = _blurred(plain), _blurred(rendered)
+    return min(errors)
 
 
 @cache
 def _own_moments(subject: str) -> tuple[float, float, float]:
     """A subject's centroid (x, y) from its nominal centre and its equivalent radius, in nominal radii."""
-    nominal = np.array([[0.5, 0.5, 0.25]], np.float32)
-    x, y, radius = _moments(_silhouette(subject, nominal, 256))[0][0]
+    outline, features = world.coverage(subject, np.array([[0.5, 0.5, 0.25]], np.float32), 256)
+    x, y, radius = _moments(outline * (1 - features))[0][0]
     return (float(x) - 0.5) / 0.25, (float(y) - 0.5) / 0.25, float(radius) / 0.25
 
 
-def _shape(inside: Floats, path: Floats) -> tuple[str, float]:
-    """The subject that explains the foreground best, and its mean nominal radius as a fraction of the picture."""
+def _shape(pictures: Floats, border: Floats, core: Floats, path: Floats) -> tuple[str, float]:
+    """The subject that explains the pictures best, and its mean nominal radius as a fraction of the picture."""
     chosen = np.unique(np.linspace(0, len(path) - 1, _COMPARED).round().astype(int))
-    errors, radii = {}, {}
+    drawn, radii = {}, {}
     for subject in world.SUBJECTS:
         x, y, radius = _own_moments(subject)
         nominal = path[:, 2] / radius
-        fitted = np.stack([path[:, 0] - x * nominal, path[:, 1] - y * nominal, nominal], axis=1)
-        rendered = _silhouette(subject, fitted[chosen], inside.shape[1])
-        errors[subject] = min(float(np.square(inside[chosen] - _blurred(rendered, n)).sum()) for n in range(_BLURS))
         radii[subject] = float(nominal.mean())
+        fitted = np.stack([path[:, 0] - x * nominal, path[:, 1] - y * nominal, nominal], axis=1)[chosen]
+        depths = _DEPTHS if subject in _WITH_FEATURES else (0.0,)
+        drawn[subject] = [_picture(subject, fitted, border, core, pictures.shape[1], depth) for depth in depths]
+    plain = drawn["ball"][0]
+    errors = {name: min(_misfit(pictures[chosen], plain, r) for r in drawn[name]) for name in drawn}
     best = min(errors, key=errors.__getitem__)
     return best, radii[best]
