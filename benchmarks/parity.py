@@ -36,7 +36,7 @@ RELEASED = {
 def rows(folder: Path) -> Iterator[str]:
     """The table's rows: per kind and solver, the worst over all its cases."""
     picture = folder / "picture.png"
-    blocks = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(np.kron(blocks, np.ones((20, 20, 1), np.uint8))).save(picture)
     for kind in KINDS:
         checkpoint = save_tiny_checkpoint(kind, folder / kind)

@@ -44,11 +44,11 @@ def tiny_bundle(
 
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A colourful 4:3 picture."""
+    """A colourful 3:2 picture."""
     import numpy as np
     from PIL import Image
 
     path = tmp_path_factory.mktemp("pictures") / "blocks.png"
-    blocks = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(np.kron(blocks, np.ones((20, 20, 1), np.uint8))).save(path)
     return path
