@@ -7,6 +7,7 @@ scenes and on captions that belong to other clips, stand beside the model's: the
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def main(bundle: Path, prompts: int, frames: int, seed: int, sheets: Path | None
     """Judge the videos of BUNDLE, made with its own defaults, for prompts it was not trained on."""
     pipe = kinograph.load(bundle)
     scenes = held_out_scenes(prompts, seed)
-    with click.progressbar(length=prompts, file=click.get_text_stream("stderr"), label="generating") as bar:
+    with click.progressbar(length=prompts, file=sys.stderr, label="generating") as bar:
         report, clips, verdicts = evaluate(
             lambda prompt, seed: np.asarray(pipe(prompt, num_frames=frames, seed=seed).frames),
             scenes,
