@@ -141,6 +141,8 @@ def generate(words: tuple[str, ...], **options: Any) -> None:
         f"{escape(report['output'])}: {report['num_frames']} frames, {report['width']}×{report['height']}, "
         f"{report['fps']:g} fps, seed {report['seed']}, {sum(stage.seconds for stage in console.stages):.1f} s"
     )
+    if options["sheet"]:
+        click.echo(f"{escape(os.path.abspath(options['sheet']))}: frames side by side")  # noqa: PTH100
     if options["verbose"]:
         for stage in console.stages:
             click.echo(f"  {stage.name:<8} {stage.seconds:8.2f} s   peak {stage.peak_bytes / 1e6:6.0f} MB")
