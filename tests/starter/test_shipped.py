@@ -13,7 +13,7 @@ from kinograph.starter.evaluate import evaluate, held_out_scenes
 
 BUNDLE = Path(kinograph.__file__).parent / "starter" / "bundle"
 PROMPTS = 16
-# Well under what 300 prompts give (98, 96 and 100 %): so few clips vary, but a broken step, text or codec falls to chance.
+# Well under what 300 prompts give (98, 96 and 100 %): few clips vary, but a broken step, text or codec falls to chance.
 LEAST = {"colour": 0.85, "motion": 0.75, "background": 0.95}
 MOST_BYTES = 20_000_000
 
