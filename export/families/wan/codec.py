@@ -57,6 +57,12 @@ class WanDecoder(_Codec):
     """Latents [1, C, 1, H, W] (normalised, float32) → frames uint8 [T, s·H, s·W, 3], T = 1, then 4."""
 
     def forward(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, ...]:
+        pixels, future = self.decode(latents, state)
+        frames = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return frames[0].permute(1, 2, 3, 0), *future
+
+    def decode(self, latents: Tensor, state: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """Pixels [1, 3, T, s·H, s·W] float32, in [-1, 1] but for what the VAE overshoots, and the next state."""
         memory = _Memory(state)
         decoder = self.vae.decoder
         z = (latents * self.latents_std + self.latents_mean).to(self.dtype)
@@ -66,9 +72,7 @@ class WanDecoder(_Codec):
         for block in decoder.up_blocks:
             x = _up_block(block, x, memory)
         x = _causal(decoder.conv_out, F.silu(_norm(decoder.norm_out, x)), memory)
-        pixels = _unpatchify(x.float(), self.vae.config.patch_size)
-        frames = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return frames[0].permute(1, 2, 3, 0), *memory.future
+        return _unpatchify(x.float(), self.vae.config.patch_size), memory.future
 
 
 class WanEncoder(_Codec):
@@ -116,7 +120,7 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
     """RMS norm over channels, written as diffusers' L2 norm times √C, in float32."""
     gamma = norm.gamma.reshape(1, -1, *([1] * (x.ndim - 2)))
     length = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
-    y = x * (norm.scale / torch.maximum(length, torch.tensor(_SMALLEST_NORM))).to(x.dtype) * gamma
+    y = (x.float() / torch.maximum(length, torch.tensor(_SMALLEST_NORM))).to(x.dtype) * norm.scale * gamma
     return y if isinstance(norm.bias, float) else y + norm.bias.reshape(gamma.shape)
 
 
