@@ -104,7 +104,8 @@ def fake_load(path: str | None = None, *, device: str = "auto", variant: str | N
 
 
 DRIVER = f"""
-import runpy, sys
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored
 import kinograph
 kinograph.load = runpy.run_path({__file__!r})["fake_load"]
 from kinograph.cli import main
