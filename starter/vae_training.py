@@ -1,4 +1,10 @@
-"""The first stage, the video VAE: from single frames to crops of clips to whole clips; then its decoder alone."""
+"""The first stage, the video VAE: from single frames to crops of clips to whole clips; then its decoder alone.
+
+Its latents are made for a small transformer to learn. Noise is added to them before they are decoded, so that what
+matters is written large and the decoder snaps what is nearly right into shape (as in latent denoising, Yang et al. 2025,
+arXiv:2507.15856); and a linear head reads from each latent cell which subjects it shows, so that those are linear
+directions of the latents rather than something to be decoded (as in VA-VAE, Yao et al. 2025, arXiv:2501.01423).
+"""
 
 from __future__ import annotations
 
@@ -11,23 +17,25 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import nn
 from torch.nn import functional
 
-from kinograph.starter.clips import Crop, Pool
+from kinograph.starter.clips import CLASSES, Crop, Pool
 from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import make_vae
+from kinograph.starter.model import LATENT_CHANNELS, make_vae
 
-__all__ = ["Clips", "decode_unclamped", "psnr", "train_decoder", "train_vae"]
+__all__ = ["Clips", "decode_unclamped", "psnr", "shares", "train_decoder", "train_vae"]
 
 log = logging.getLogger(__name__)
 
 _KL_WEIGHT = 1e-4  # per latent value: keeps latents near unit scale without blurring
-_FOREGROUND = 6.0  # extra weight of the subject's pixels
-_SWEPT = 2.0  # extra weight of pixels the subject touches at any time in the clip
-_WIDE = 1.5  # share of the subject's mask grown by one pixel
-_JITTER = 0.1  # noise on the latents that a decoder is trained on alone, in standard deviations
-_POOL = 1000  # clips kept in memory
-_PHASES = (0.2, 0.85)  # until here single frames; until here crops of clips; then whole clips
+_HEAD_WEIGHT = 0.1  # of reading the subjects from the latents
+_FOREGROUND = 5.0  # extra weight of the subjects' pixels
+_SWEPT = 1.5  # extra weight of pixels that a subject touches at any time in the clip
+_WIDE = 1.5  # share of the subjects' mask grown by one pixel
+_JITTER = 0.5  # most noise on the latents before decoding, in standard deviations
+_POOL = 2400  # clips kept in memory
+_PHASES = (0.25, 0.8)  # until here single frames; until here crops of clips; then whole clips
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -47,27 +55,43 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tens
 def psnr(clips: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
     """Peak signal-to-noise ratio in dB over the foreground and over the background; values from -1 to 1."""
     error = ((clips - decoded.clamp(-1, 1)) / 2).square().mean(1, keepdim=True)
-    inside = (error * mask).sum() / mask.sum()
+    inside = (error * mask).sum() / mask.sum().clamp(min=1)
     outside = (error * (1 - mask)).sum() / (1 - mask).sum()
     return float(-10 * torch.log10(inside + 1e-12)), float(-10 * torch.log10(outside + 1e-12))
 
 
-def _loss(
-    vae: AutoencoderKLWan, clips: torch.Tensor, mask: torch.Tensor, jitter: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Foreground-weighted L1 plus KL, and the decoded clips; latents get noise of `jitter` standard deviations."""
+def shares(label: torch.Tensor, cells: torch.Size) -> torch.Tensor:
+    """How much of each latent cell every class covers: classes [B, T, H, W] to float [B, classes, F, H', W'].
+
+    The first latent frame stands for one frame, each other for an equal share of the rest.
+    """
+    covered = functional.one_hot(label, len(CLASSES)).permute(0, 4, 1, 2, 3).float()
+    first = functional.adaptive_avg_pool3d(covered[:, :, :1], (1, *cells[1:]))
+    if cells[0] == 1:
+        return first
+    return torch.cat([first, functional.adaptive_avg_pool3d(covered[:, :, 1:], (cells[0] - 1, *cells[1:]))], dim=2)
+
+
+def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Foreground-weighted L1 and L2, KL, and the head's cross-entropy; and the decoded clips [B, 3, T, H, W]."""
+    vae = module["vae"]
     with torch.autocast(clips.device.type, torch.bfloat16):
         moments = vae._encode(clips)
         posterior = DiagonalGaussianDistribution(moments.float())
-        latents = posterior.sample()
-        spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
-        decoded = decode_unclamped(vae, latents + jitter * spread * torch.randn_like(latents))
+        latents = posterior.mean
+        spread = latents.detach().std((0, 2, 3, 4), keepdim=True) + 1e-3
+        level = torch.rand(len(latents), 1, 1, 1, 1, device=clips.device) * _JITTER
+        noisy = latents + level * spread * torch.randn_like(latents)
+        decoded = decode_unclamped(vae, noisy)
+        scores = module["head"](noisy / spread)
     decoded = decoded.float()
+    mask = (label > 0).float().unsqueeze(1)
     wide = functional.max_pool3d(mask, (1, 3, 3), 1, (0, 1, 1))
     weight = 1 + _FOREGROUND * (mask + _WIDE * (wide - mask)) + _SWEPT * wide.amax(2, keepdim=True)
     difference = (decoded - clips).abs() + 0.5 * (decoded - clips).square()
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    return (difference * weight).mean() / weight.mean() + _KL_WEIGHT * kl, decoded
+    seen = functional.cross_entropy(scores.float(), shares(label, scores.shape[2:]))
+    return (difference * weight).mean() / weight.mean() + _KL_WEIGHT * kl + _HEAD_WEIGHT * seen, decoded
 
 
 def _crop(progress: float, frames: int, size: int, scale: int) -> Crop:
@@ -91,36 +115,37 @@ class Clips:
     device: torch.device
 
 
+def _module(vae: AutoencoderKLWan) -> nn.ModuleDict:
+    return nn.ModuleDict({"vae": vae, "head": nn.Conv3d(LATENT_CHANNELS, len(CLASSES), 1)})
+
+
 def train_vae(folder: Path, budget: Budget, data: Clips) -> AutoencoderKLWan:
     """Train the whole VAE within the budget, resuming from `folder`, and return its averaged weights."""
     torch.manual_seed(data.seed)
-    loop = Loop(make_vae().to(data.device), budget, folder / "vae.pt")
-    _fit(loop, data, start=0.0, jitter=0.0)
-    return loop.averaged
+    loop = Loop(_module(make_vae()).to(data.device), budget, folder / "vae.pt")
+    _fit(loop, data, start=0.0)
+    return loop.averaged["vae"]
 
 
 def train_decoder(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Go on with the decoder alone: the latents stay what the transformer learns, so both may train at once.
-
-    The latents get a little noise, because those that a transformer makes are not quite those of an encoder.
-    """
+    """Go on with the decoder alone: the latents stay what the transformer learns, so both may train at once."""
     torch.manual_seed(data.seed)
     vae.requires_grad_(True)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    loop = Loop(vae.to(data.device), budget, folder / "decoder.pt")
-    _fit(loop, data, start=_PHASES[0], jitter=_JITTER)
-    return loop.averaged
+    loop = Loop(_module(vae).to(data.device), budget, folder / "decoder.pt")
+    _fit(loop, data, start=_PHASES[0])
+    return loop.averaged["vae"]
 
 
-def _fit(loop: Loop, data: Clips, *, start: float, jitter: float) -> None:
+def _fit(loop: Loop, data: Clips, *, start: float) -> None:
     """Train until the budget is used up; `start` is where among the phases the first step stands."""
     if loop.progress >= 1:
         return
     pool = Pool(_POOL, data.frames, data.size, np.random.default_rng((data.seed, loop.step)))
     for progress in loop.steps():
         crop = _crop(start + (1 - start) * progress, data.frames, data.size, data.scale)
-        clips, mask = (x.to(data.device) for x in pool.batch(crop))
-        loss, decoded = _loss(loop.module, clips, mask, jitter)
-        inside, outside = psnr(clips, decoded.detach(), mask)
+        clips, label = (x.to(data.device) for x in pool.batch(crop))
+        loss, decoded = _loss(loop.module, clips, label)
+        inside, outside = psnr(clips, decoded.detach(), (label > 0).float().unsqueeze(1))
         loop.update(loss, foreground=inside, background=outside)

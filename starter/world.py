@@ -1,15 +1,12 @@
-"""The procedural world the starter model is trained on: short captioned clips of one subject over a plain background.
+"""The procedural world that the starter model is trained on: who is in a clip, how each of them moves, and where.
 
-A `Scene` is everything that decides a clip. `sample` draws one, `caption` puts it into words, `render` draws its frames
-from signed distance functions, anti-aliased. Numpy only; the same scene renders at any size and number of frames.
-
+A `Scene` is everything that decides a clip; `sample` draws one. `captions` puts it into words and `drawing` into frames.
 Positions and radii are fractions of the picture's side, x to the right and y downwards; time runs from 0 to 1.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,256 +15,302 @@ from numpy.typing import NDArray
 __all__ = [
     "BACKGROUNDS",
     "COLOURS",
-    "EYE",
+    "GENRES",
+    "KINDS",
     "MOTIONS",
-    "RADII",
     "SIZES",
     "SUBJECTS",
+    "WALL",
+    "Actor",
     "Scene",
-    "caption",
-    "coverage",
+    "contrasting",
+    "faces",
     "held_out",
-    "main_caption",
-    "render",
     "sample",
     "track",
 ]
 
 Array = NDArray[np.float32]
 Colour = tuple[int, int, int]
+Point = tuple[float, float]
 
 COLOURS: dict[str, Colour] = {
     "red": (226, 38, 38),
     "orange": (250, 140, 20),
     "yellow": (252, 226, 50),
-    "green": (40, 185, 60),
-    "cyan": (70, 220, 235),
+    "lime": (160, 235, 50),
+    "green": (20, 150, 60),
+    "cyan": (60, 220, 235),
     "blue": (50, 100, 245),
     "purple": (150, 50, 205),
     "pink": (255, 135, 195),
+    "white": (246, 246, 246),
 }
-BACKGROUNDS: dict[str, Colour] = {
-    "navy": (18, 24, 88),
-    "black": (10, 10, 12),
-    "white": (242, 242, 242),
-    "teal": (14, 108, 110),
-    "gray": (120, 120, 126),
-    "maroon": (92, 14, 36),
+BACKGROUNDS: dict[str, tuple[Colour, ...]] = {  # with the tones that subjects must stand out from
+    "black": ((12, 12, 14),),
+    "white": ((240, 240, 240),),
+    "navy": ((20, 28, 92),),
+    "gradient": ((82, 34, 100), (14, 20, 52)),
+    "stripes": ((46, 52, 70), (84, 92, 112)),
+    "stars": ((30, 16, 48),),
+    "hills": ((190, 222, 244), (96, 146, 104)),
+    "night sky": ((14, 22, 60), (44, 62, 120)),
+    "sea": ((250, 216, 180), (26, 84, 140)),
 }
-SUBJECTS = ("ball", "square", "triangle", "star", "heart", "cat face")
+GENRES = ("flat", "outline", "pixel art", "watercolour", "neon", "chalkboard")
+SUBJECTS = ("ball", "square", "triangle", "star", "heart", "cat", "car", "fish", "bird")
 SIZES = ("large", "small")
-MOTIONS = ("left", "right", "up", "down", "bounces", "circles", "grows")
-RADII = {"large": 0.25, "small": 0.16}  # nominal radius, fraction of the picture's side
+MOTIONS = (
+    "left",
+    "right",
+    "up",
+    "down",
+    "up left",
+    "up right",
+    "down left",
+    "down right",
+    "bounces",
+    "circles",
+    "spins",
+    "grows",
+    "shrinks",
+    "enters left",
+    "enters right",
+    "leaves left",
+    "leaves right",
+    "stops left",
+    "stops right",
+    "falls",
+    "settles",
+    "stays",
+)
+KINDS: dict[str, float] = {  # what happens, with its share of the clips
+    "single": 0.40,
+    "beside": 0.16,  # two subjects, the first on the left
+    "above": 0.16,  # two subjects, the first above
+    "row": 0.10,  # three subjects, from left to right
+    "wall": 0.10,  # one subject passes behind a wall
+    "collision": 0.08,  # a ball stops as it hits another, which rolls on
+}
+WALL = (0.34, 0.66)  # left and right edge of the wall
+FACING = ("cat", "car", "fish", "bird")  # subjects with a front
 
-_MIN_CONTRAST = 130.0  # Euclidean distance in 8-bit RGB between a subject and its background
+_RADII = {"large": 0.24, "small": 0.16, "beside": 0.17, "above": 0.17, "row": 0.14, "wall": 0.15, "collision": 0.13}
+_MIN_CONTRAST = 85.0  # Euclidean distance in 8-bit RGB between a subject and every tone behind it
 _HELD_OUT_SHARE = 10  # one combination in ten is never trained on
-_GROWTH = (0.5, 1.35)  # radius at the first and last frame of "grows", in nominal radii
-EYE: Colour = (16, 16, 20)
+_EDGE = 0.02  # kept free at the picture's border
+_LANES = {  # motions with room in a part of the picture: a column, a row, a narrow column
+    "beside": ("up", "down", "bounces", "spins", "grows", "shrinks", "falls", "stays"),
+    "above": ("left", "right", "spins", "grows", "shrinks", "stops left", "stops right", "stays"),
+    "row": ("up", "down", "bounces", "spins", "stays"),
+}
+_GROWTH = (0.45, 1.25)  # radius at the first and last frame of "grows", in nominal radii
+_DROP = 0.3  # of the clip until something dropped first touches the ground
+_REBOUND = 0.5  # height of a rebound over that before it
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One clip. The first five fields are what a caption tells; the others are chance.
+class Actor:
+    """One subject. `start` and `end` are where its centre is when it sets off and when it has arrived.
 
-    `start` and `end` are the subject's centre at the first and last frame, as (x, y) fractions of the picture. Bouncing
-    uses `start` as its lowest point and `extent` as its height; circling uses `start` as its centre and `extent` as its
-    radius. `phase` is in turns, 0 to 1.
+    `extent` is the height of a bounce or the radius of a circle; `facing` is 1 to the right and -1 to the left; `size`
+    is told only where the actor is alone. `motion` is one of `MOTIONS`, or "hits left", "hits right", "is hit".
     """
 
     subject: str
     colour: str
-    size: str
     motion: str
-    background: str
-    start: tuple[float, float]
-    end: tuple[float, float]
+    radius: float
+    start: Point
+    end: Point
     extent: float = 0.0
-    phase: float = 0.0
+    facing: int = 1
+    size: str = ""
 
 
-def held_out(scene: Scene) -> bool:
-    """Whether the scene's (subject, colour, motion, background) is kept for evaluation, by a stable hash."""
-    key = "|".join((scene.subject, scene.colour, scene.motion, scene.background))
-    return zlib.crc32(key.encode()) % _HELD_OUT_SHARE == 0
+@dataclass(frozen=True)
+class Scene:
+    """One clip: `kind` is one of `KINDS`, and actors are in the order in which the caption's relation names them."""
+
+    kind: str
+    actors: tuple[Actor, ...]
+    background: str
+    genre: str
 
 
 def contrasting(colour: str, background: str) -> bool:
     """Whether a subject in `colour` stands out from `background`."""
-    difference = np.subtract(COLOURS[colour], BACKGROUNDS[background])
-    return float(np.linalg.norm(difference)) >= _MIN_CONTRAST
+    tones = np.asarray(BACKGROUNDS[background], dtype=float)
+    return bool(np.linalg.norm(tones - np.asarray(COLOURS[colour]), axis=1).min() >= _MIN_CONTRAST)
 
 
-def sample(rng: np.random.Generator, *, evaluation: bool = False) -> Scene:
-    """A random scene: from the training combinations, or from the held-out ones with `evaluation`."""
-    while True:
-        colour, background = str(rng.choice(list(COLOURS))), str(rng.choice(list(BACKGROUNDS)))
-        subject, size, motion = (str(rng.choice(words)) for words in (SUBJECTS, SIZES, MOTIONS))
-        if not contrasting(colour, background):
-            continue
-        scene = Scene(subject, colour, size, motion, background, *_path(motion, RADII[size], rng))
-        if held_out(scene) == evaluation:
-            return scene
+def faces(scene: Scene) -> bool:
+    """Whether the caption has to say which way the subject faces: it is alone, has a front and goes neither way."""
+    actor = scene.actors[0]
+    return scene.kind == "single" and actor.subject in FACING and _direction(actor.motion) == 0
+
+
+def held_out(subject: str, colour: str, motion: str) -> bool:
+    """Whether a subject of this colour with this motion is kept for evaluation, by a stable hash."""
+    return zlib.crc32(f"{subject}|{colour}|{motion}".encode()) % _HELD_OUT_SHARE == 0
+
+
+def sample(rng: np.random.Generator, *, evaluation: bool = False, kind: str | None = None) -> Scene:
+    """A random scene, of the training combinations, or with every subject of a held-out one with `evaluation`."""
+    chosen = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    background, genre = str(rng.choice(list(BACKGROUNDS))), str(rng.choice(GENRES))
+    colours = [colour for colour in COLOURS if contrasting(colour, background)]
+    if chosen == "collision":
+        return Scene(chosen, _collision(colours, rng, evaluation), background, genre)
+    count = {"beside": 2, "above": 2, "row": 3}.get(chosen, 1)
+    actors: list[Actor] = []
+    while len(actors) < count:
+        actor = _actor(chosen, len(actors), colours, rng)
+        looks = {(a.subject, a.colour) for a in actors}
+        if held_out(actor.subject, actor.colour, actor.motion) == evaluation and (
+            (actor.subject, actor.colour) not in looks
+        ):
+            actors.append(actor)
+    return Scene(chosen, tuple(actors), background, genre)
+
+
+def _choose(words: tuple[str, ...] | list[str], rng: np.random.Generator) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def _actor(kind: str, place: int, colours: list[str], rng: np.random.Generator) -> Actor:
+    """A random subject at its place in a scene of this kind."""
+    subject, colour = _choose(SUBJECTS, rng), _choose(colours, rng)
+    if kind == "wall":
+        motion, size = _choose(("left", "right"), rng), ""
+    elif kind == "single":
+        motion, size = _choose(MOTIONS, rng), _choose(SIZES, rng)
+    else:
+        motion, size = _choose(_LANES[kind], rng), ""
+    if motion == "spins" and subject == "ball":
+        motion = "stays"  # a ball that spins looks like one that does not
+    radius = _RADII[size or kind]
+    low, high = radius * 1.15 + _EDGE, 1 - _EDGE - radius * 1.15
+    across = along = (low, high)
+    if kind in ("beside", "row"):
+        middle = (place + 0.5) / (2 if kind == "beside" else 3)
+        across = (middle - 0.02, middle + 0.02)
+    elif kind == "above":
+        middle = (place + 0.5) / 2
+        along = (middle - 0.02, middle + 0.02)
+    start, end, extent = _path(motion, radius, across, along, rng)
+    facing = _direction(motion)
+    if facing == 0:
+        facing = _choose_facing(kind, subject, rng)
+    return Actor(subject, colour, motion, radius, start, end, extent, facing, size)
+
+
+def _choose_facing(kind: str, subject: str, rng: np.random.Generator) -> int:
+    """Either way where the caption tells it, to the right elsewhere."""
+    return int(rng.choice((-1, 1))) if kind == "single" and subject in FACING else 1
+
+
+def _direction(motion: str) -> int:
+    """-1 for a motion to the left, 1 to the right, 0 for neither. Who enters from the left goes to the right."""
+    way = {"left": -1, "right": 1}.get(motion.split()[-1], 0)
+    return -way if motion.startswith("enters") else way
 
 
 def _path(
-    motion: str, radius: float, rng: np.random.Generator
-) -> tuple[tuple[float, float], tuple[float, float], float, float]:
-    """Random start, end, extent and phase of a motion that keeps a subject of this radius inside the picture."""
-    low, high = radius + 0.02, 0.98 - radius
-    across = float(rng.uniform(low + 0.04, high - 0.04))
-    if motion in ("left", "right", "up", "down"):
-        travel = float(rng.uniform(0.72, 1.0)) * (high - low)
-        first = float(rng.uniform(low, high - travel))
-        near, far = first, first + travel
-        if motion in ("left", "up"):
-            near, far = far, near
-        if motion in ("left", "right"):
-            return (near, across), (far, across), 0.0, 0.0
-        return (across, near), (across, far), 0.0, 0.0
+    motion: str, radius: float, across: Point, along: Point, rng: np.random.Generator
+) -> tuple[Point, Point, float]:
+    """Random start, end and extent of a motion within these bounds of the centre's x (`across`) and y (`along`)."""
+    x, y = float(rng.uniform(*across)), float(rng.uniform(*along))
+    left, right = across[0], across[1]
+    top, bottom = along[0], along[1]
+    way = _direction(motion)
+    near, far = (left, right) if way > 0 else (right, left)
+    first = motion.split()[0]
+    if first == "enters":
+        return (-1.2 * radius if way > 0 else 1 + 1.2 * radius, y), (0.5, y), 0.0
+    if first == "leaves":
+        return (0.5, y), (1 + 1.3 * radius if way > 0 else -1.3 * radius, y), 0.0
+    if first == "stops":
+        return (near, y), (0.5, y), 0.0
+    if motion in ("left", "right"):
+        return (near, y), (far, y), 0.0
+    if motion == "up":
+        return (x, bottom), (x, top), 0.0
+    if motion in ("down", "falls", "settles"):
+        return (x, top), (x, bottom), 0.0
+    if way:  # diagonal
+        return (near, bottom if first == "up" else top), (far, top if first == "up" else bottom), 0.0
     if motion == "bounces":
-        height = float(rng.uniform(0.55, 0.8)) * (high - low)
-        return (across, high), (across, high), height, float(rng.uniform(0.0, 0.5))
+        return (x, bottom), (x, bottom), 0.75 * (bottom - top)
     if motion == "circles":
-        turn = min(float(rng.uniform(0.15, 0.2)), (high - low) / 2)
-        centre = (float(rng.uniform(low + turn, high - turn)), float(rng.uniform(low + turn, high - turn)))
-        return centre, centre, turn, float(rng.uniform(0.0, 1.0))
-    margin = radius * _GROWTH[1] + 0.01
-    centre = (float(rng.uniform(margin, 1 - margin)), float(rng.uniform(margin, 1 - margin)))
-    return centre, centre, 0.0, 0.0
+        turn = 0.5 * (right - left) * 0.8
+        centre = (float(rng.uniform(left + turn, right - turn)), float(rng.uniform(top + turn, bottom - turn)))
+        return centre, centre, turn
+    return (x, y), (x, y), 0.0
 
 
-def track(scene: Scene, frames: int) -> Array:
-    """Centre and radius at every frame: [T, 3] of (x, y, radius), fractions of the picture's side."""
+def _collision(colours: list[str], rng: np.random.Generator, evaluation: bool) -> tuple[Actor, Actor]:
+    """Two balls on the ground of the picture's middle: the first rolls and hits the second, which rolls on."""
+    while True:
+        hitting, other = (str(c) for c in rng.choice(colours, 2, replace=False))
+        way = _choose(("left", "right"), rng)
+        if held_out("ball", f"{hitting} {other}", f"hits {way}") == evaluation:
+            break
+    radius, y = _RADII["collision"], float(rng.uniform(0.3, 0.8))
+    near, far = radius + _EDGE, 1 - radius - _EDGE
+    sign = 1 if way == "right" else -1
+    if sign < 0:
+        near, far = far, near
+    meeting = 0.5 + sign * radius
+    first = Actor("ball", hitting, f"hits {way}", radius, (near, y), (meeting - sign * 2 * radius, y), 0.0, sign)
+    return first, Actor("ball", other, "is hit", radius, (meeting, y), (far, y), 0.0, sign)
+
+
+def track(actor: Actor, frames: int) -> Array:
+    """Centre, radius and angle at every frame: [T, 4] of (x, y, radius, clockwise radians)."""
     time = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
-    x = scene.start[0] + (scene.end[0] - scene.start[0]) * time
-    y = scene.start[1] + (scene.end[1] - scene.start[1]) * time
-    radius = np.full_like(time, RADII[scene.size])
-    if scene.motion == "bounces":  # one and a half arcs in a clip
-        y = scene.start[1] - scene.extent * np.abs(np.sin(np.pi * (1.5 * time + scene.phase)))
-    elif scene.motion == "circles":  # one clockwise turn in a clip
-        angle = 2 * np.pi * (time + scene.phase)
-        x, y = x + scene.extent * np.cos(angle), y + scene.extent * np.sin(angle)
-    elif scene.motion == "grows":
-        radius = radius * (_GROWTH[0] + (_GROWTH[1] - _GROWTH[0]) * time)
-    return np.stack([x, y, radius], axis=1).astype(np.float32)
+    radius, angle = np.full_like(time, actor.radius), np.zeros_like(time)
+    share = _share(actor.motion, time)
+    x = actor.start[0] + (actor.end[0] - actor.start[0]) * share
+    y = actor.start[1] + (actor.end[1] - actor.start[1]) * share
+    if actor.motion == "bounces":  # one and a half arcs in a clip
+        y = actor.start[1] - actor.extent * np.abs(np.sin(1.5 * np.pi * time))
+    elif actor.motion == "circles":  # one clockwise turn in a clip, from the top
+        x = actor.start[0] + actor.extent * np.sin(2 * np.pi * time)
+        y = actor.start[1] - actor.extent * np.cos(2 * np.pi * time)
+    elif actor.motion == "spins":  # half a turn
+        angle = np.pi * time
+    elif actor.motion in ("grows", "shrinks"):
+        first, last = _GROWTH if actor.motion == "grows" else _GROWTH[::-1]
+        radius = radius * (first + (last - first) * time)
+    return np.stack([x, y, radius, angle], axis=1).astype(np.float32)
 
 
-def _ball(x: Array, y: Array) -> Array:
-    return np.hypot(x, y) - np.float32(1.0)
+def _share(motion: str, time: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much of the way from start to end is done at each time."""
+    first = motion.split()[0]
+    if first == "enters":
+        return np.minimum(time / 0.75, 1)
+    if first == "leaves":
+        return np.maximum((time - 0.25) / 0.75, 0)
+    if first in ("stops", "hits"):
+        return np.minimum(time / 0.5, 1)
+    if motion == "is hit":
+        return np.maximum((time - 0.5) / 0.5, 0)
+    if motion == "falls":
+        return np.minimum(np.square(time / 0.7), 1)
+    if motion == "settles":
+        return _settling(time)
+    return time
 
 
-def _square(x: Array, y: Array) -> Array:
-    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.9)
-
-
-def _triangle(x: Array, y: Array) -> Array:
-    return np.maximum(np.abs(x) * 0.8660254 - (y - 0.15) * 0.5, y - 0.15) - np.float32(0.62)
-
-
-def _star(x: Array, y: Array) -> Array:
-    sector = 2 * np.pi / 5
-    angle = np.abs(np.mod(np.arctan2(x, -y) + sector / 2, sector) - sector / 2)
-    radius = np.hypot(x, y)
-    tip, valley = 1.22, 0.55
-    edge = np.array([valley * np.sin(sector / 2), valley * np.cos(sector / 2) - tip])
-    normal = np.array([-edge[1], edge[0]]) / np.hypot(*edge)
-    inward = radius * np.sin(angle) * normal[0] + (radius * np.cos(angle) - tip) * normal[1]
-    return np.asarray(inward, dtype=np.float32)
-
-
-def _heart(x: Array, y: Array) -> Array:
-    half = 0.64
-    along, across = (np.abs(x) + y - 0.14) * 0.7071068, (np.abs(x) - y + 0.14) * 0.7071068
-    body = np.maximum(np.abs(along), np.abs(across)) - half
-    lobe = np.hypot(np.abs(x) - half * 0.7071068, y - 0.14 + half * 0.7071068) - half
-    return np.minimum(body, lobe)
-
-
-def _cat(x: Array, y: Array) -> Array:
-    head = np.hypot(x * 0.92, (y - 0.2) * 1.08) - np.float32(0.86)
-    ear_x, ear_y = np.abs(x) - 0.47, y + 0.62
-    ear = np.maximum(np.abs(ear_x) * 0.92 - ear_y * 0.4, ear_y - 0.5) - np.float32(0.2)
-    return np.minimum(head, ear)
-
-
-def _cat_features(x: Array, y: Array) -> Array:
-    eyes = np.hypot((np.abs(x) - 0.4) * 1.1, y - 0.06) - np.float32(0.23)
-    nose = np.maximum(np.abs(x) * 0.8 + (y - 0.5) * 0.6, 0.5 - y) - np.float32(0.12)
-    return np.minimum(eyes, nose)
-
-
-_OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
-    "ball": _ball,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "cat face": _cat,
-}
-
-
-def coverage(subject: str, path: Array, size: int) -> tuple[Array, Array]:
-    """How much of each pixel the subject and its dark features cover along a `track`: two [T, size, size], 0 to 1."""
-    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-    radius = path[:, 2, None, None]
-    x = (grid[None, None, :] - path[:, 0, None, None]) / radius
-    y = (grid[None, :, None] - path[:, 1, None, None]) / radius
-    x, y = np.broadcast_arrays(x, y)
-    pixels = radius * size  # from radii to pixels: a pixel's width of smoothing at the edge
-    outline = np.clip(0.5 - _OUTLINES[subject](x, y) * pixels, 0, 1)
-    features = np.clip(0.5 - _cat_features(x, y) * pixels, 0, 1) if subject == "cat face" else np.zeros_like(outline)
-    return outline, features
-
-
-def render(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:
-    """The clip as uint8 RGB [T, H, W, 3] with H = W = `size` pixels."""
-    outline, features = (c[..., None] for c in coverage(scene.subject, track(scene, frames), size))
-    back, front, dark = (
-        np.asarray(c, dtype=np.float32) for c in (BACKGROUNDS[scene.background], COLOURS[scene.colour], EYE)
-    )
-    inside = front + (dark - front) * features
-    return np.asarray(back + (inside - back) * outline + 0.5).astype(np.uint8)
-
-
-_MOVES = {
-    "left": ("moves left", "slides left", "goes to the left", "moving left"),
-    "right": ("moves right", "slides right", "goes to the right", "moving right"),
-    "up": ("moves up", "rises", "goes up", "moving up"),
-    "down": ("moves down", "sinks", "goes down", "moving down"),
-    "bounces": ("bounces", "bounces up and down", "keeps bouncing", "bouncing"),
-    "circles": ("circles", "moves in a circle", "goes round in circles", "circling"),
-    "grows": ("grows", "gets bigger", "becomes larger", "growing"),
-}
-_SIZE_WORDS = {"large": ("large", "big", "huge"), "small": ("small", "little", "tiny")}
-_TEMPLATES = (
-    "on a {background} background, {article} {size} {colour} {subject} {move}",
-    "{article} {size} {colour} {subject} {move} over {background}",
-    "{size} {colour} {subject}, {background} background, {move}",
-    "{article} {colour} {subject} {move} on {background}, it is {size}",
-    "{article} {size} {colour} {subject} {move} in front of a {background} background",
-)
-_MAIN_SHARE = 0.5
-
-
-def main_caption(scene: Scene) -> str:
-    """The scene in the plainest words: "a large red ball moves left on a navy background"."""
-    move = _MOVES[scene.motion][0]
-    return f"a {scene.size} {scene.colour} {scene.subject} {move} on a {scene.background} background"
-
-
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene in words: half the time the main caption, otherwise a random paraphrase of it."""
-    if rng.random() < _MAIN_SHARE:
-        return main_caption(scene)
-    size = str(rng.choice(_SIZE_WORDS[scene.size]))
-    template = str(rng.choice(_TEMPLATES))
-    first = scene.colour if "{article} {colour}" in template else size
-    article = str(rng.choice(("an" if first[0] in "aeiou" else "a", "the")))
-    return template.format(
-        article=article,
-        size=size,
-        colour=scene.colour,
-        subject=scene.subject,
-        move=str(rng.choice(_MOVES[scene.motion])),
-        background=scene.background,
-    )
+def _settling(time: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share fallen of something dropped that rebounds to half its height each time."""
+    fallen = np.square(time / _DROP)
+    since, height = time - _DROP, _REBOUND
+    while since.max() > 0:
+        half = _DROP * np.sqrt(height)
+        arc = 1 - height * (1 - np.square((since - half) / half))
+        fallen = np.where(since > 0, arc, fallen)
+        since, height = since - 2 * half, height * _REBOUND
+    return np.minimum(fallen, 1)
