@@ -107,7 +107,9 @@ def _single(scene: Scene, words: _Words) -> str:
 def _pair(scene: Scene, words: _Words) -> str:
     first, second = scene.actors
     beside = scene.kind == "beside"
-    here, there = (("left of", "to the left of"), ("right of", "to the right of")) if beside else (("above",), ("below",))
+    here, there = (
+        (("left of", "to the left of"), ("right of", "to the right of")) if beside else (("above",), ("below",))
+    )
     if words.whether(0.3):
         sides = ("on the left", "on the right") if beside else ("at the top", "at the bottom")
         told = [(first, sides[0]), (second, sides[1])]
@@ -131,7 +133,7 @@ def _row(scene: Scene, words: _Words) -> str:
 
 def _wall(scene: Scene, words: _Words) -> str:
     actor = scene.actors[0]
-    return f"{words.clause(actor)} {words.one(('behind a wall', 'and passes behind a wall', 'behind a brick wall'))}"
+    return f"{words.clause(actor)} {words.one(('behind a wall', 'passing behind a wall', 'behind a brick wall'))}"
 
 
 def _collision(scene: Scene, words: _Words) -> str:

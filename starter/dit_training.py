@@ -1,4 +1,9 @@
-"""The last stage: the diffusion transformer, by flow matching, together with the text encoder."""
+"""The diffusion transformer, by flow matching, together with the text encoder.
+
+Beside the velocity it learns, halfway through its blocks, to name what each of its tokens will show once the noise is
+gone. That is known here for every clip, and it makes layout and identity come early (as representation alignment does
+for large models, Yu et al. 2024, arXiv:2410.06940); the head that names it is not part of the model.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +13,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import UMT5EncoderModel
 
-from kinograph.starter import world
+from kinograph.starter import captions
+from kinograph.starter.clips import CLASSES
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import FLOW_SHIFT, encode_text, make_transformer
+from kinograph.starter.model import FLOW_SHIFT, Layout, encode_text, make_transformer
 from kinograph.starter.text_training import world_tokenizer
 
-__all__ = ["given_frames", "train_dit"]
+__all__ = ["attention", "given_frames", "is_muon", "train_dit"]
 
 log = logging.getLogger(__name__)
 
 _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-free guidance
-_FOREGROUND = 2.0  # extra weight of the subject's cells, fading with noise: where noise hides them it would bias
-_GIVEN = {"none": 0.75, "first": 0.1, "start": 0.05, "end": 0.05, "both ends": 0.05}
+_FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: where noise hides them it would bias
+_NAMING_WEIGHT = 0.1  # of the cross-entropy of the classes that each token's cells will show
+_GIVEN = {"none": 0.8, "first": 0.11, "start": 0.03, "end": 0.03, "both ends": 0.03}
+_PATCH = 2  # side of a token in latent cells
 
 
 def given_frames(frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -43,33 +52,56 @@ def given_frames(frames: int, rng: np.random.Generator) -> np.ndarray:
     return given
 
 
-def _batch(
-    cache: Cache, count: int, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    """Latents [B, C, F, H, W], foreground [B, 1, F, H, W], given frames [B, F] and captions."""
-    chosen = rng.integers(len(cache.scenes), size=count)
-    latents = cache.latents[chosen].float()
-    captions = [world.caption(cache.scenes[i], rng) if rng.random() >= _NO_CAPTION else "" for i in chosen]
-    given = np.stack([given_frames(latents.shape[2], rng) for _ in range(count)])
-    return latents, cache.foreground[chosen].float(), torch.from_numpy(given), captions
-
-
-def _is_muon(name: str, parameter: nn.Parameter) -> bool:
+def is_muon(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon trains this weight: the matrices inside the transformer's blocks."""
-    return parameter.ndim == 2 and name.startswith("transformer.blocks.")
+    return parameter.ndim == 2 and "transformer.blocks." in name
 
 
-def _attention(device: torch.device) -> SDPBackend:
+def attention(device: torch.device) -> SDPBackend:
     """The fastest attention to train with: on a CPU the flash kernel's backward is slower than plain products."""
     return SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
 
 
+class _Halfway:
+    """Keeps the hidden states [B, S, D] that a transformer's middle block last gave."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        self.hidden = torch.empty(0)
+        blocks[len(blocks) // 2 - 1].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        self.hidden = output
+
+
+def _batch(
+    cache: Cache, count: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
+    """Latents [B, C, F, H, W], class shares [B, classes, F, H, W], given frames [B, F] and captions."""
+    chosen = rng.integers(len(cache.scenes), size=count)
+    latents = cache.latents[chosen].float()
+    texts = [captions.caption(cache.scenes[i], rng) if rng.random() >= _NO_CAPTION else "" for i in chosen]
+    given = np.stack([given_frames(latents.shape[2], rng) for _ in range(count)])
+    return latents, cache.shares[chosen].float(), torch.from_numpy(given), texts
+
+
+def _tokens(cells: torch.Tensor) -> torch.Tensor:
+    """Latent cells [B, K, F, H, W] by token: [B, S, cells of a token, K]."""
+    batch, kinds, frames, height, width = cells.shape
+    split = cells.view(batch, kinds, frames, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
+    return split.permute(0, 2, 3, 5, 4, 6, 1).reshape(batch, -1, _PATCH * _PATCH, kinds)
+
+
 def _loss(
-    module: nn.ModuleDict, text: torch.Tensor, latents: torch.Tensor, foreground: torch.Tensor, given: torch.Tensor
-) -> torch.Tensor:
+    module: nn.ModuleDict,
+    halfway: _Halfway,
+    text: torch.Tensor,
+    latents: torch.Tensor,
+    covered: torch.Tensor,
+    given: torch.Tensor,
+) -> tuple[torch.Tensor, float]:
     """Flow matching (Lipman et al. 2022, arXiv:2210.02747): x = (1 − σ)·latents + σ·noise, target noise − latents.
 
-    Given frames stay clean at timestep 0 and carry no loss.
+    Given frames stay clean at timestep 0 and carry no loss. Also returns the cross-entropy of the naming head.
     """
     batch, _, frames, height, width = latents.shape
     sigma = torch.rand(batch, device=latents.device)
@@ -77,13 +109,16 @@ def _loss(
     noise = torch.randn_like(latents)
     sigmas = (sigma[:, None] * ~given).view(batch, 1, frames, 1, 1)
     noisy = (1 - sigmas) * latents + sigmas * noise
-    tokens = (height // 2) * (width // 2)
+    tokens = (height // _PATCH) * (width // _PATCH)
     timesteps = (1000 * sigmas).view(batch, frames, 1).expand(-1, -1, tokens).reshape(batch, -1)
-    with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(_attention(latents.device)):
+    with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(attention(latents.device)):
         velocity = module["transformer"](noisy, timesteps, text, return_dict=False)[0]
-    weight = (1 + _FOREGROUND * foreground * (1 - sigmas)) * ~given.view(batch, 1, frames, 1, 1)
+        scores = module["naming"](halfway.hidden)
+    weight = (1 + _FOREGROUND * (1 - covered[:, :1]) * (1 - sigmas)) * ~given.view(batch, 1, frames, 1, 1)
     error = (velocity.float() - (noise - latents)).square().mean(1, keepdim=True)
-    return (error * weight).sum() / weight.sum()
+    shown = _tokens(covered)
+    naming = functional.cross_entropy(scores.float().view(-1, len(CLASSES)), shown.reshape(-1, len(CLASSES)))
+    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach())
 
 
 def train_dit(
@@ -91,6 +126,7 @@ def train_dit(
     budget: Budget,
     cache: Cache,
     text_encoder: UMT5EncoderModel,
+    layout: Layout,
     *,
     seed: int,
     batch: int,
@@ -99,15 +135,25 @@ def train_dit(
     """Train transformer and text encoder within the budget, resuming from `folder`; returns their averaged weights."""
     torch.manual_seed(seed)
     tokenizer = world_tokenizer()
-    transformer = make_transformer()
+    transformer = make_transformer(layout)
     nn.init.zeros_(transformer.proj_out.weight)
     nn.init.zeros_(transformer.proj_out.bias)
-    module = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder.requires_grad_(True)}).to(device)
-    loop = Loop(module, budget, folder / "dit.pt", _is_muon)
+    module = nn.ModuleDict(
+        {
+            "transformer": transformer,
+            "text_encoder": text_encoder.requires_grad_(True),
+            "naming": nn.Linear(layout.width, _PATCH * _PATCH * len(CLASSES)),
+        }
+    ).to(device)
+    loop = Loop(module, budget, folder / "dit.pt", is_muon)
+    halfway = _Halfway(transformer.blocks)
+    for block in transformer.blocks:
+        block.compile()
     rng = np.random.default_rng((seed, loop.step))
     for _ in loop.steps():
-        latents, foreground, given, captions = _batch(cache, batch, rng)
+        latents, covered, given, texts = _batch(cache, batch, rng)
         with torch.autocast(device.type, torch.bfloat16):
-            text = encode_text(module["text_encoder"], tokenizer, captions, device)
-        loop.update(_loss(module, text.float(), latents.to(device), foreground.to(device), given.to(device)))
+            text = encode_text(module["text_encoder"], tokenizer, texts, device)
+        loss, naming = _loss(module, halfway, text.float(), latents.to(device), covered.to(device), given.to(device))
+        loop.update(loss, naming=naming)
     return loop.averaged

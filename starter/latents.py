@@ -1,49 +1,40 @@
-"""The cache between the stages: captioned latents of many clips, encoded once."""
+"""The cache between the stages: latents of many clips, encoded once, and what each of their cells shows."""
 
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from torch.nn import functional
 
-from kinograph.starter import world
-from kinograph.starter.clips import pixels
+from kinograph.starter import drawing, world
+from kinograph.starter.clips import classes, pixels
 from kinograph.starter.loop import save_atomically
+from kinograph.starter.vae_training import shares
 
 __all__ = ["Cache", "encode_world", "load_cache"]
 
 log = logging.getLogger(__name__)
 
 _BATCH = 16
-_VISIBLE = 8 / 255  # smallest difference from the background that counts as foreground
 
 
 @dataclass(frozen=True)
 class Cache:
-    """`latents` float16 [N, C, F, H, W], normalised; `foreground` uint8 [N, 1, F, H, W], 1 in the subject's cells.
+    """`latents` float16 [N, C, F, H, W], normalised; `shares` float16 [N, classes, F, H, W], of each cell, 0 to 1.
 
     `mean` and `std` are the channels' own, before normalising; scene `i` was drawn from `seed`, in order.
     """
 
     latents: torch.Tensor
-    foreground: torch.Tensor
+    shares: torch.Tensor
     mean: list[float]
     std: list[float]
     scenes: list[world.Scene]
-
-
-def _cells(scene: world.Scene, clip: np.ndarray, shape: torch.Size) -> torch.Tensor:
-    """Which latent cells the subject touches: bool [F, H, W]."""
-    back = np.asarray(world.BACKGROUNDS[scene.background])
-    mask = torch.from_numpy((np.abs(clip.astype(np.int16) - back).max(-1) > _VISIBLE * 255).astype(np.float32))
-    first = functional.adaptive_max_pool3d(mask[None, :1], (1, *shape[1:]))
-    rest = functional.adaptive_max_pool3d(mask[None, 1:], (shape[0] - 1, *shape[1:]))
-    return torch.cat([first, rest], dim=1)[0] > 0
 
 
 @torch.no_grad()
@@ -53,24 +44,34 @@ def encode_world(
     """Render and encode `count` training clips, and write them to `path` with their statistics."""
     rng = np.random.default_rng(seed)
     scenes = [world.sample(rng) for _ in range(count)]
-    encoded, cells = [], []
-    for start in range(0, count, _BATCH):
+
+    def draw(start: int) -> tuple[np.ndarray, np.ndarray]:
         batch = scenes[start : start + _BATCH]
-        clips = np.stack([world.render(scene, frames, size) for scene in batch])
-        with torch.autocast(device.type, torch.bfloat16):
-            moments = vae._encode(pixels(clips).to(device))
-        latents = moments.float().chunk(2, dim=1)[0].cpu()
-        encoded.append(latents.half())
-        cells += [_cells(scene, clip, latents.shape[2:]) for scene, clip in zip(batch, clips, strict=True)]
-        if start % (_BATCH * 50) == 0:
-            log.info("latents %d of %d", start, count)
+        clips = np.stack([drawing.render(scene, frames, size) for scene in batch])
+        return clips, np.stack([classes(scene, frames, size) for scene in batch])
+
+    encoded, covered = [], []
+    with ThreadPoolExecutor(1) as beside:  # draws the next batch while this one is encoded
+        starts = list(range(0, count, _BATCH))
+        coming = beside.submit(draw, starts[0])
+        for start, following in zip(starts, [*starts[1:], None], strict=True):
+            clips, label = coming.result()
+            if following is not None:
+                coming = beside.submit(draw, following)
+            with torch.autocast(device.type, torch.bfloat16):
+                moments = vae._encode(pixels(clips).to(device))
+            latents = moments.float().chunk(2, dim=1)[0].cpu()
+            encoded.append(latents.half())
+            covered.append(shares(torch.from_numpy(label).long(), latents.shape[2:]).half())
+            if start % (_BATCH * 50) == 0:
+                log.info("latents %d of %d", start, count)
     latents = torch.cat(encoded).float()
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     shape = (1, -1, 1, 1, 1)
     save_atomically(
         {
             "latents": ((latents - mean.view(shape)) / std.view(shape)).half(),
-            "foreground": torch.stack(cells).unsqueeze(1).to(torch.uint8),
+            "shares": torch.cat(covered),
             "mean": mean.tolist(),
             "std": std.tolist(),
             "seed": seed,
@@ -84,4 +85,4 @@ def load_cache(path: Path) -> Cache:
     state = torch.load(path, weights_only=True, mmap=True)
     rng = np.random.default_rng(state["seed"])
     scenes = [world.sample(rng) for _ in range(len(state["latents"]))]
-    return Cache(state["latents"], state["foreground"], state["mean"], state["std"], scenes)
+    return Cache(state["latents"], state["shares"], state["mean"], state["std"], scenes)

@@ -12,20 +12,64 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
-__all__ = ["FLOW_SHIFT", "TEXT_LENGTH", "make_text_encoder", "make_tokenizer", "make_transformer", "make_vae", "write"]
+__all__ = [
+    "FLOW_SHIFT",
+    "LAYOUTS",
+    "TEXT_LENGTH",
+    "Layout",
+    "make_text_encoder",
+    "make_tokenizer",
+    "make_transformer",
+    "make_vae",
+    "write",
+]
 
-TEXT_LENGTH = 32  # tokens; captions are padded to it
+TEXT_LENGTH = 40  # tokens; captions are padded to it
 FLOW_SHIFT = 3.0  # of the noise schedule, in training and sampling alike
 LATENT_CHANNELS = 16
-TEXT_DIM = 96
+TEXT_DIM = 128
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How large the model and its clips are. `fps` is the rate at which a clip is meant to be shown."""
+
+    frames: int
+    size: int  # side of the picture in pixels
+    fps: int
+    layers: int
+    heads: int  # of 32 channels each
+    ffn: int
+    encoder: int  # channels of the VAE at its finest level
+    decoder: int
+
+    @property
+    def width(self) -> int:
+        """Channels of the transformer."""
+        return self.heads * _HEAD_DIM
+
+
+LAYOUTS = {
+    "cpu": Layout(frames=17, size=64, fps=8, layers=6, heads=8, ffn=768, encoder=16, decoder=24),
+    "gpu": Layout(frames=33, size=128, fps=16, layers=12, heads=12, ffn=1536, encoder=32, decoder=48),
+}
+"""By the machine that can train it in an hour or two."""
+
+_HEAD_DIM = 32
 _LETTER_SCORE = -20.0  # log-probability of a letter on its own: any known word is likelier
 _WORD = re.compile(r"[a-z]+|,")
 _MODEL_INDEX = {
@@ -33,7 +77,6 @@ _MODEL_INDEX = {
     "_diffusers_version": "0.39.0",
     "boundary_ratio": None,
     "expand_timesteps": True,
-    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
     "text_encoder": ["transformers", "UMT5EncoderModel"],
     "tokenizer": ["transformers", "T5TokenizerFast"],
     "transformer": ["diffusers", "WanTransformer3DModel"],
@@ -42,15 +85,17 @@ _MODEL_INDEX = {
 }
 
 
-def make_vae(mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> AutoencoderKLWan:
+def make_vae(
+    layout: Layout, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> AutoencoderKLWan:
     """A fresh video VAE, 8× in space and 4× in time. `mean` and `std` describe its latents, one value a channel.
 
     The last convolution of every residual block starts at zero, so that training begins from the averaging and
     repeating shortcuts alone.
     """
     vae = AutoencoderKLWan(
-        base_dim=16,
-        decoder_base_dim=24,
+        base_dim=layout.encoder,
+        decoder_base_dim=layout.decoder,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 2],
         num_res_blocks=1,
@@ -72,18 +117,18 @@ def make_vae(mean: Sequence[float] | None = None, std: Sequence[float] | None = 
     return vae
 
 
-def make_transformer() -> WanTransformer3DModel:
+def make_transformer(layout: Layout) -> WanTransformer3DModel:
     """A fresh diffusion transformer; a token is a 2×2 patch of latents and carries its own timestep."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=6,
-        attention_head_dim=32,
+        num_attention_heads=layout.heads,
+        attention_head_dim=_HEAD_DIM,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         text_dim=TEXT_DIM,
         freq_dim=128,
-        ffn_dim=512,
-        num_layers=5,
+        ffn_dim=layout.ffn,
+        num_layers=layout.layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         eps=1e-6,
@@ -92,14 +137,14 @@ def make_transformer() -> WanTransformer3DModel:
 
 
 def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """A fresh two-layer UMT5 encoder over a vocabulary of this many tokens."""
+    """A fresh three-layer UMT5 encoder over a vocabulary of this many tokens."""
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=vocabulary,
             d_model=TEXT_DIM,
-            d_kv=24,
-            d_ff=192,
-            num_layers=2,
+            d_kv=32,
+            d_ff=256,
+            num_layers=3,
             num_heads=4,
             relative_attention_num_buckets=16,
             relative_attention_max_distance=32,
@@ -155,15 +200,24 @@ def write(
     transformer: WanTransformer3DModel,
     text_encoder: UMT5EncoderModel,
     tokenizer: PreTrainedTokenizerFast,
+    *,
+    few_steps: bool = False,
 ) -> None:
-    """Write a checkpoint in diffusers layout, weights in fp16, that `WanPipeline.from_pretrained(folder)` reads."""
+    """Write a checkpoint in diffusers layout, weights in fp16, that `WanPipeline.from_pretrained(folder)` reads.
+
+    With `few_steps` its scheduler is Euler's, on whose noise levels a distilled transformer was trained.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vae.half().save_pretrained(folder / "vae")
     transformer.half().save_pretrained(folder / "transformer")
     text_encoder.half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, solver_order=2
-    )
+    if few_steps:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
+    else:
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, solver_order=2
+        )
     scheduler.save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2) + "\n")
+    index = _MODEL_INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,12 +1,15 @@
-"""The second stage: the text encoder learns to say, at every token, what the whole caption describes.
+"""The second stage: the text encoder learns to say, at every token, what the caption describes.
 
-It takes a minute, and the transformer then finds each attribute at whichever token it attends to; the encoder goes on
-learning together with the transformer afterwards.
+Every token names the whole scene's kind, background and genre, and, from a subject's first word to the next subject's,
+that subject: which of the scene's subjects it is, in the order of the relation rather than of the words, and all that is
+told of it. It takes minutes, and the transformer then finds a subject's looks and motion at whichever of its tokens it
+attends to; the encoder goes on learning together with the transformer afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,53 +18,87 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from kinograph.starter import world
+from kinograph.starter import captions, world
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import TEXT_DIM, encode_text, make_text_encoder, make_tokenizer
 
-__all__ = ["ATTRIBUTES", "labels", "train_text", "world_tokenizer"]
+__all__ = ["labels", "train_text", "world_tokenizer"]
 
-ATTRIBUTES: dict[str, Sequence[str]] = {
-    "subject": world.SUBJECTS,
-    "colour": tuple(world.COLOURS),
-    "size": world.SIZES,
-    "motion": world.MOTIONS,
-    "background": tuple(world.BACKGROUNDS),
+_MOTIONS = (*world.MOTIONS, "hits left", "hits right", "is hit")
+_SIZES = ("", *world.SIZES)
+_SCENE: dict[str, tuple[int, Callable[[world.Scene], int]]] = {  # number of values, and which one
+    "kind": (len(world.KINDS), lambda scene: list(world.KINDS).index(scene.kind)),
+    "background": (len(world.BACKGROUNDS), lambda scene: list(world.BACKGROUNDS).index(scene.background)),
+    "genre": (len(world.GENRES), lambda scene: world.GENRES.index(scene.genre)),
 }
+_ACTOR: dict[str, tuple[int, Callable[[world.Actor], int]]] = {
+    "subject": (len(world.SUBJECTS), lambda actor: world.SUBJECTS.index(actor.subject)),
+    "colour": (len(world.COLOURS), lambda actor: list(world.COLOURS).index(actor.colour)),
+    "motion": (len(_MOTIONS), lambda actor: _MOTIONS.index(actor.motion)),
+    "facing": (2, lambda actor: int(actor.facing > 0)),
+    "size": (len(_SIZES), lambda actor: _SIZES.index(actor.size)),
+}
+_PLACES = 3  # most subjects in a scene
+_NONE = -100  # no label: not trained on
 _CAPTIONS = 20_000  # enough to meet every word many times
 _BATCH = 64
+_WORD = re.compile(r"[a-z]+|,")
 
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the world's captions; always the same one."""
     rng = np.random.default_rng(0)
-    return make_tokenizer([world.caption(world.sample(rng), rng) for _ in range(_CAPTIONS)])
+    return make_tokenizer([captions.caption(world.sample(rng), rng) for _ in range(_CAPTIONS)])
 
 
-def labels(scenes: Sequence[world.Scene]) -> torch.Tensor:
-    """The scenes' attributes as class indices, int64 [B, attributes]."""
-    rows = [[list(words).index(getattr(s, name)) for name, words in ATTRIBUTES.items()] for s in scenes]
-    return torch.tensor(rows)
+def _owners(scene: world.Scene, text: str, length: int) -> list[int]:
+    """Which of the scene's actors each of `length` tokens tells of; -1 for none. Every word and comma is one token."""
+    words = _WORD.findall(text)
+    owners = [-1] * length
+    starts = {}
+    for number, actor in enumerate(scene.actors):
+        at = next(i for i in range(len(words)) if words[i : i + 2] == [actor.colour, actor.subject])
+        starts[at] = number
+    current = -1
+    for i in range(min(len(words), length)):
+        current = starts.get(i, current)
+        owners[i] = current
+    return owners
+
+
+def labels(scenes: Sequence[world.Scene], texts: Sequence[str], length: int) -> dict[str, torch.Tensor]:
+    """What every token is to name: for each name int64 [B, L], -100 where there is nothing to name."""
+    found: dict[str, list[list[int]]] = {name: [] for name in (*_SCENE, *_ACTOR, "place")}
+    for scene, text in zip(scenes, texts, strict=True):
+        owners = _owners(scene, text, length)
+        for name, (_, value) in _SCENE.items():
+            found[name].append([value(scene)] * length)
+        for name, (_, about) in _ACTOR.items():
+            values = [about(actor) for actor in scene.actors]
+            found[name].append([values[owner] if owner >= 0 else _NONE for owner in owners])
+        found["place"].append([owner if owner >= 0 else _NONE for owner in owners])
+    return {name: torch.tensor(rows) for name, rows in found.items()}
 
 
 def train_text(folder: Path, budget: Budget, *, seed: int, device: torch.device) -> UMT5EncoderModel:
     """Train the text encoder within the budget, resuming from `folder`, and return its averaged weights."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, 1))
     torch.manual_seed(seed)
     tokenizer = world_tokenizer()
-    heads = nn.ModuleList(nn.Linear(TEXT_DIM, len(words)) for words in ATTRIBUTES.values())
+    sizes = {name: count for name, (count, _) in (*_SCENE.items(), *_ACTOR.items())} | {"place": _PLACES}
+    heads = nn.ModuleDict({name: nn.Linear(TEXT_DIM, count) for name, count in sizes.items()})
     module = nn.ModuleDict({"encoder": make_text_encoder(len(tokenizer)), "heads": heads}).to(device)
     loop = Loop(module, budget, folder / "text.pt")
     for _ in loop.steps():
         scenes = [world.sample(rng) for _ in range(_BATCH)]
-        hidden = encode_text(module["encoder"], tokenizer, [world.caption(s, rng) for s in scenes], device)
-        words = hidden.abs().sum(-1) > 0
-        truth = labels(scenes).to(device)
-        loss, right = torch.zeros((), device=device), 0.0
-        for i, head in enumerate(module["heads"]):
-            scores = head(hidden)[words]
-            wanted = truth[:, i, None].expand_as(words)[words]
-            loss = loss + functional.cross_entropy(scores, wanted)
-            right += float((scores.argmax(-1) == wanted).float().mean()) / len(ATTRIBUTES)
-        loop.update(loss, accuracy=right)
+        texts = [captions.caption(scene, rng) for scene in scenes]
+        hidden = encode_text(module["encoder"], tokenizer, texts, device)
+        told = hidden.abs().sum(-1) > 0
+        loss, right = torch.zeros((), device=device), {}
+        for name, wanted in labels(scenes, texts, hidden.shape[1]).items():
+            scores, truth = module["heads"][name](hidden)[told], wanted.to(device)[told]
+            loss = loss + functional.cross_entropy(scores, truth, ignore_index=_NONE)
+            known = truth != _NONE
+            right[name] = float((scores.argmax(-1) == truth)[known].float().mean())
+        loop.update(loss, **right)
     return loop.averaged["encoder"]

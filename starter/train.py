@@ -1,8 +1,9 @@
-"""`python -m kinograph.starter.train`: trains the starter model stage by stage and writes its checkpoint.
+"""`python -m kinograph.starter.train`: trains the starter model stage by stage and writes its two checkpoints.
 
-The stages are `vae`, `text`, `latents`, `decoder`, `dit` and `write`, in this order; without `--stage` all of them run.
-Each keeps its state in the run folder every two minutes and goes on from there; a stage whose time is used up ends at
-once. `decoder` needs no more than `vae`, and `dit` no more than `text` and `latents`: those two may run side by side.
+The stages are `vae`, `text`, `latents`, `decoder`, `dit`, `trajectories`, `few-steps` and `write`, in this order; without
+`--stage` all of them run. Each keeps its state in the run folder every two minutes and goes on from there; a stage whose
+time is used up ends at once, and one given more minutes than before goes on. `decoder` needs no more than `vae`, and
+`dit` no more than `text` and `latents`: those two may run side by side.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 from kinograph.starter import model
+from kinograph.starter.distillation import Teaching, train_few_steps, write_trajectories
 from kinograph.starter.dit_training import train_dit
 from kinograph.starter.latents import encode_world, load_cache
 from kinograph.starter.loop import Budget
@@ -28,23 +30,26 @@ __all__ = ["STAGES", "Run", "main"]
 
 
 _CPU = torch.device("cpu")
+_GUIDANCE = 3.0  # of the few-step variant's teacher
+_FEW_STEPS = "-few-steps"  # after the checkpoint's name
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained and with how much: clip shape, minutes a stage, batch sizes as multiples of the CPU's."""
+    """What is trained and with how much: layout, minutes a stage, batch sizes as multiples of the CPU's."""
 
     folder: Path
     checkpoint: Path
-    frames: int = 17
-    size: int = 64
+    layout: model.Layout = model.LAYOUTS["cpu"]
     seed: int = 0
-    clips: int = 6_000
+    clips: int = 14_000
+    trajectories: int = 3_000
     scale: int = 1
-    vae_minutes: float = 48.0
-    decoder_minutes: float = 20.0
-    text_minutes: float = 1.5
-    dit_minutes: float = 70.0
+    vae_minutes: float = 23.0
+    decoder_minutes: float = 10.0
+    text_minutes: float = 9.0
+    dit_minutes: float = 75.0
+    few_steps_minutes: float = 8.0
     device: torch.device = _CPU
 
 
@@ -53,11 +58,11 @@ def _vae(run: Run) -> AutoencoderKLWan:
 
 
 def _decoder(run: Run) -> AutoencoderKLWan:
-    return train_decoder(run.folder, Budget(run.decoder_minutes, 1.5e-3), _clips(run), _vae(run))
+    return train_decoder(run.folder, Budget(run.decoder_minutes, 1e-3), _clips(run), _vae(run))
 
 
 def _clips(run: Run) -> Clips:
-    return Clips(run.frames, run.size, run.seed, run.scale, run.device)
+    return Clips(run.layout, run.seed, run.scale, run.device)
 
 
 def _text(run: Run) -> nn.Module:
@@ -71,8 +76,8 @@ def _latents(run: Run) -> None:
             _vae(run).eval(),
             path,
             count=run.clips,
-            frames=run.frames,
-            size=run.size,
+            frames=run.layout.frames,
+            size=run.layout.size,
             seed=run.seed + 1,
             device=run.device,
         )
@@ -81,14 +86,33 @@ def _latents(run: Run) -> None:
 def _dit(run: Run) -> nn.ModuleDict:
     cache = load_cache(run.folder / "latents.pt")
     budget = Budget(run.dit_minutes, 2e-3, ema=0.9985)
-    return train_dit(run.folder, budget, cache, _text(run), seed=run.seed, batch=32 * run.scale, device=run.device)
+    return train_dit(
+        run.folder, budget, cache, _text(run), run.layout, seed=run.seed, batch=32 * run.scale, device=run.device
+    )
+
+
+def _trajectories(run: Run) -> None:
+    path = run.folder / "trajectories.pt"
+    if not path.exists():
+        shape = tuple(load_cache(run.folder / "latents.pt").latents.shape[1:])
+        teaching = Teaching(run.trajectories, _GUIDANCE, shape, run.seed, 32 * run.scale, run.device)
+        write_trajectories(path, _dit(run).eval(), teaching)
+
+
+def _few_steps(run: Run) -> nn.Module:
+    budget = Budget(run.few_steps_minutes, 4e-4, ema=0.995, muon_rate=1e-3)
+    path, teacher = run.folder / "trajectories.pt", _dit(run)["transformer"]
+    return train_few_steps(run.folder, budget, path, teacher, seed=run.seed, batch=32 * run.scale)
 
 
 def _write(run: Run) -> None:
     trained, cache = _dit(run), load_cache(run.folder / "latents.pt")
-    vae = model.make_vae(cache.mean, cache.std)
+    vae = model.make_vae(run.layout, cache.mean, cache.std)
     vae.load_state_dict(_decoder(run).state_dict())
-    model.write(run.checkpoint, vae, trained["transformer"].cpu(), trained["text_encoder"].cpu(), world_tokenizer())
+    text_encoder, tokenizer = trained["text_encoder"].cpu(), world_tokenizer()
+    model.write(run.checkpoint, vae, trained["transformer"].cpu(), text_encoder, tokenizer)
+    sibling = run.checkpoint.with_name(run.checkpoint.name + _FEW_STEPS)
+    model.write(sibling, vae, _few_steps(run).cpu(), text_encoder, tokenizer, few_steps=True)
 
 
 STAGES: dict[str, Callable[[Run], object]] = {
@@ -97,6 +121,8 @@ STAGES: dict[str, Callable[[Run], object]] = {
     "latents": _latents,
     "decoder": _decoder,
     "dit": _dit,
+    "trajectories": _trajectories,
+    "few-steps": _few_steps,
     "write": _write,
 }
 
@@ -107,35 +133,38 @@ STAGES: dict[str, Callable[[Run], object]] = {
     "--folder", type=click.Path(path_type=Path), default="starter-run", show_default=True, help="State of the training."
 )
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), default="starter-checkpoint", show_default=True, help="Result."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default="starter-checkpoint",
+    show_default=True,
+    help=f"Result; the few-step variant goes beside it, with {_FEW_STEPS} after its name.",
 )
-@click.option("--frames", default=Run.frames, show_default=True, help="Frames a clip, 4·n + 1.")
-@click.option("--size", default=Run.size, show_default=True, help="Side of the picture in pixels, a multiple of 16.")
+@click.option(
+    "--layout",
+    type=click.Choice(list(model.LAYOUTS)),
+    default="cpu",
+    show_default=True,
+    help="How large model and clips are: 64×64×17 for a CPU, 128×128×33 for a GPU.",
+)
 @click.option("--clips", default=Run.clips, show_default=True, help="Clips in the cache of latents.")
+@click.option("--trajectories", default=Run.trajectories, show_default=True, help="Clips the few-step teacher makes.")
 @click.option("--scale", default=Run.scale, show_default=True, help="Multiplies the batch sizes; 8 or more on a GPU.")
 @click.option("--vae-minutes", default=Run.vae_minutes, show_default=True)
 @click.option("--decoder-minutes", default=Run.decoder_minutes, show_default=True)
 @click.option("--text-minutes", default=Run.text_minutes, show_default=True)
 @click.option("--dit-minutes", default=Run.dit_minutes, show_default=True)
+@click.option("--few-steps-minutes", default=Run.few_steps_minutes, show_default=True)
 @click.option("--seed", default=Run.seed, show_default=True)
 @click.option("--threads", default=None, type=int, help="CPU threads; PyTorch's choice if not given.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-def main(stages: tuple[str, ...], threads: int | None, device: str, **options: int | float | Path) -> None:
+def main(stages: tuple[str, ...], layout: str, threads: int | None, device: str, **options: int | float | Path) -> None:
     """Train the starter model, resuming whatever the run folder holds."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if threads is not None:
         torch.set_num_threads(threads)
-    run = Run(device=torch.device(device), **options)  # type: ignore[arg-type]
-    _check(run)
+    run = Run(layout=model.LAYOUTS[layout], device=torch.device(device), **options)  # type: ignore[arg-type]
     for name in stages or tuple(STAGES):
         STAGES[name](run)
-
-
-def _check(run: Run) -> None:
-    if run.frames % 4 != 1:
-        raise click.BadParameter(f"{run.frames} is not 4·n + 1; nearest: {4 * round((run.frames - 1) / 4) + 1}")
-    if run.size % 16 or run.size < 32:
-        raise click.BadParameter(f"{run.size} is not a multiple of 16; nearest: {max(32, 16 * round(run.size / 16))}")
 
 
 if __name__ == "__main__":

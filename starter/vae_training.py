@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kinograph.starter.clips import CLASSES, Crop, Pool
 from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import LATENT_CHANNELS, make_vae
+from kinograph.starter.model import LATENT_CHANNELS, Layout, make_vae
 
 __all__ = ["Clips", "decode_unclamped", "psnr", "shares", "train_decoder", "train_vae"]
 
@@ -106,10 +106,9 @@ def _crop(progress: float, frames: int, size: int, scale: int) -> Crop:
 
 @dataclass(frozen=True)
 class Clips:
-    """What to train on: frames a clip, side in pixels, seed, batch sizes as a multiple of the CPU's, and where."""
+    """What to train on: the layout's clips, seed, batch sizes as a multiple of the CPU's, and where."""
 
-    frames: int
-    size: int
+    layout: Layout
     seed: int
     scale: int
     device: torch.device
@@ -122,7 +121,7 @@ def _module(vae: AutoencoderKLWan) -> nn.ModuleDict:
 def train_vae(folder: Path, budget: Budget, data: Clips) -> AutoencoderKLWan:
     """Train the whole VAE within the budget, resuming from `folder`, and return its averaged weights."""
     torch.manual_seed(data.seed)
-    loop = Loop(_module(make_vae()).to(data.device), budget, folder / "vae.pt")
+    loop = Loop(_module(make_vae(data.layout)).to(data.device), budget, folder / "vae.pt")
     _fit(loop, data, start=0.0)
     return loop.averaged["vae"]
 
@@ -142,9 +141,9 @@ def _fit(loop: Loop, data: Clips, *, start: float) -> None:
     """Train until the budget is used up; `start` is where among the phases the first step stands."""
     if loop.progress >= 1:
         return
-    pool = Pool(_POOL, data.frames, data.size, np.random.default_rng((data.seed, loop.step)))
+    pool = Pool(_POOL, data.layout.frames, data.layout.size, np.random.default_rng((data.seed, loop.step)))
     for progress in loop.steps():
-        crop = _crop(start + (1 - start) * progress, data.frames, data.size, data.scale)
+        crop = _crop(start + (1 - start) * progress, data.layout.frames, data.layout.size, data.scale)
         clips, label = (x.to(data.device) for x in pool.batch(crop))
         loss, decoded = _loss(loop.module, clips, label)
         inside, outside = psnr(clips, decoded.detach(), (label > 0).float().unsqueeze(1))
