@@ -24,7 +24,7 @@ _PAPER = np.array((246, 240, 228), np.float32)
 _BOARD = np.array((36, 60, 50), np.float32)
 _WHITE = np.array((255, 255, 255), np.float32)
 _BRICK, _MORTAR = (168, 104, 78), (206, 188, 170)
-_STROKE = 0.24  # width of an outline, in radii
+_STROKE = 0.3  # width of an outline, in radii
 _GLOW = 0.28  # reach of neon light, in radii
 _BLOCK = 32  # side of a pixel-art picture in its own pixels
 
@@ -91,7 +91,7 @@ def _draw(canvas: Array, drawn: Shape, colour: Array, genre: str) -> Array:
     """One subject over a canvas [T, H, W, 3]."""
     distance, features, radius = drawn.outline, drawn.features, drawn.radius
     if genre in ("outline", "neon"):
-        width = np.maximum(_STROKE * radius, np.float32(1.5))
+        width = np.maximum(_STROKE * radius, np.float32(2))
         stroke = _inside(np.abs(distance + width / 2) - width / 2)
         if features is not None:
             stroke = np.maximum(stroke, _inside(features))
@@ -115,7 +115,7 @@ def _draw(canvas: Array, drawn: Shape, colour: Array, genre: str) -> Array:
         return _mix(canvas, _mix(filled, colour * np.float32(0.5), rim), hard)
     if genre == "chalkboard":
         x, y = _grid(canvas.shape[1])
-        hatch = np.float32(0.86) + np.float32(0.14) * np.sin((x + y) * np.float32(2 * np.pi * 10))
+        hatch = np.float32(0.9) + np.float32(0.1) * np.sin((x + y) * np.float32(2 * np.pi * 10))
         return _mix(canvas, filled, _inside(distance) * hatch)
     return _mix(canvas, filled, _inside(distance))
 
@@ -197,7 +197,7 @@ def backdrop(background: str, genre: str, wall: bool, size: int) -> tuple[Array,
         picture = _mix(picture, np.asarray(picture.mean((0, 1)), np.float32), 0.25)
     elif genre == "pixel art":
         rows, columns = np.indices((side, side))
-        picture = picture + np.where((rows + columns) % 2 == 0, np.float32(8), np.float32(-8))[..., None]
+        picture = picture + np.where((rows + columns) % 2 == 0, np.float32(7), np.float32(-7))[..., None]
     elif genre == "watercolour":
         wash = np.sin(2 * np.pi * (x * 1.7 + y * 0.6)) * np.sin(2 * np.pi * (y * 1.9 - x * 0.5 + 0.2))
         picture = _mix(picture, _PAPER, np.float32(0.42) + np.float32(0.1) * wash)

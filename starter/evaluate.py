@@ -8,165 +8,220 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 import kinograph
-from kinograph.starter import world
-from kinograph.starter.judge import ATTRIBUTES, Verdict, judge
-from kinograph.starter.sheet import contact_sheet, write_png
+from kinograph.starter import drawing, world
+from kinograph.starter.captions import caption, main_caption
+from kinograph.starter.judge import Verdict, judge
+from kinograph.starter.measures import CHANCE, decibels, features, frechet_distance, shares
+from kinograph.starter.pictures import write_confusions, write_sheets
 
-__all__ = ["Report", "evaluate", "held_out_scenes", "main"]
+__all__ = ["Evaluation", "FirstFrames", "Report", "captions_of", "evaluate", "held_out_scenes", "main", "show"]
 
 Frames = NDArray[np.uint8]
-Generate = Callable[[str, int], Frames]  # prompt and seed in, uint8 RGB [T, H, W, 3] out
+Generate = Callable[[str, int, Frames | None], Frames]
+"""Prompt, seed and a first frame [H, W, 3] or None in; uint8 RGB [T, H, W, 3] out."""
 
 _SEED = 20_000  # of the evaluation's scenes, far from any training seed
-_SHEET = 24  # clips a contact sheet
-CHOICES = {
-    "subject": len(world.SUBJECTS),
-    "colour": len(world.COLOURS),
-    "size": len(world.SIZES),
-    "motion": len(world.MOTIONS),
-    "background": len(world.BACKGROUNDS),
-}
+_FAITHFUL = 30.0  # dB from which a first frame counts as kept
+
+
+@dataclass(frozen=True)
+class FirstFrames:
+    """How well given first frames were kept: mean PSNR in dB, and the share of clips with at least 30 dB."""
+
+    decibels: float
+    kept: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """Shares from 0 to 1 by attribute; "all" is every attribute of a clip at once, "left or right" those motions alone.
+    """Shares from 0 to 1 by attribute, `measures.ATTRIBUTES`; `counts` is over how many each was taken.
 
-    `model` is for generated clips, `renders` for true renders of the same scenes, `shuffled` for true renders held
-    against the caption of another clip. `seconds` is the mean time of one generation.
+    `generated` is for generated clips, `renders` for true renders of the same scenes, `shuffled` for true renders held
+    against the scenes of other clips. `frechet` is the distance between generated clips and true renders of as many
+    other scenes, `frechet_floor` that between true renders of the same and of those. `seconds` is the mean time of a
+    generation.
     """
 
     prompts: int
-    model: dict[str, float]
+    generated: dict[str, float]
     renders: dict[str, float]
     shuffled: dict[str, float]
+    counts: dict[str, int]
+    frechet: float
+    frechet_floor: float
     seconds: float
+    first_frames: FirstFrames | None = None
 
 
-def held_out_scenes(count: int, seed: int = _SEED) -> list[world.Scene]:
-    """Scenes of combinations that were never trained on, the same ones for the same count and seed."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A report with what it was made from: the scenes, their captions, and the clips and verdicts in their order."""
+
+    report: Report
+    scenes: Sequence[world.Scene]
+    captions: Sequence[str]
+    clips: Sequence[Frames]
+    verdicts: Sequence[Verdict]
+
+
+def held_out_scenes(count: int, seed: int = _SEED, kind: str | None = None) -> list[world.Scene]:
+    """Scenes of combinations that were never trained on, the same ones for the same arguments."""
     rng = np.random.default_rng(seed)
-    return [world.sample(rng, evaluation=True) for _ in range(count)]
+    return [world.sample(rng, evaluation=True, kind=kind) for _ in range(count)]
 
 
-def _shares(scenes: Sequence[world.Scene], verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """How often verdicts agree with scenes, by attribute."""
-    right = {
-        name: np.array([getattr(v, name) == getattr(s, name) for s, v in zip(scenes, verdicts, strict=True)])
-        for name in ATTRIBUTES
-    }
-    sideways = np.array([scene.motion in ("left", "right") for scene in scenes])
-    shares = {name: float(hits.mean()) for name, hits in right.items()}
-    if sideways.any():
-        shares["left or right"] = float(right["motion"][sideways].mean())
-    shares["all"] = float(np.all(list(right.values()), axis=0).mean())
-    return shares
+def captions_of(scenes: Sequence[world.Scene], paraphrase_seed: int | None = None) -> list[str]:
+    """The scenes' plain captions, or random paraphrases drawn with a seed."""
+    if paraphrase_seed is None:
+        return [main_caption(scene) for scene in scenes]
+    rng = np.random.default_rng(paraphrase_seed)
+    return [caption(scene, rng) for scene in scenes]
 
 
 def evaluate(
-    generate: Generate, scenes: Sequence[world.Scene], progress: Callable[[int], None] = lambda done: None
-) -> tuple[Report, list[Frames], list[Verdict]]:
-    """Generate a clip for every scene's main caption and judge it; also returns the clips and the verdicts on them."""
+    generate: Generate,
+    scenes: Sequence[world.Scene],
+    captions: Sequence[str] | None = None,
+    *,
+    first_frames: Sequence[Frames] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Generate a clip for every scene, with its number as seed, and judge it; plain captions unless others are given.
+
+    With `first_frames`, uint8 RGB [H, W, 3] for every scene, clips start from these.
+    """
+    captions = captions or captions_of(scenes)
     clips: list[Frames] = []
     started = time.perf_counter()
-    for seed, scene in enumerate(scenes):
-        clips.append(generate(world.main_caption(scene), seed))
+    for seed, text in enumerate(captions):
+        clips.append(generate(text, seed, None if first_frames is None else first_frames[seed]))
         progress(seed + 1)
     seconds = (time.perf_counter() - started) / len(scenes)
     verdicts = [judge(clip) for clip in clips]
-    frames, size = clips[0].shape[:2]
-    truth = [judge(world.render(scene, frames, size)) for scene in scenes]
-    shuffled = list(np.random.default_rng(_SEED).permutation(len(scenes)))
+    length, size = clips[0].shape[:2]
+    truth = [drawing.render(scene, length, size) for scene in scenes]
+    true_verdicts = [judge(clip) for clip in truth]
+    rng = np.random.default_rng(_SEED)
+    shuffled = [scenes[i] for i in rng.permutation(len(scenes))]
+    others = [drawing.render(world.sample(rng, evaluation=True, kind=s.kind), length, size) for s in scenes]
+    made, true, other = (np.stack([features(clip) for clip in group]) for group in (clips, truth, others))
+    generated, counts = shares(scenes, verdicts)
     report = Report(
         prompts=len(scenes),
-        model=_shares(scenes, verdicts),
-        renders=_shares(scenes, truth),
-        shuffled=_shares([scenes[i] for i in shuffled], truth),
+        generated=generated,
+        renders=shares(scenes, true_verdicts)[0],
+        shuffled=shares(shuffled, true_verdicts)[0],
+        counts=counts,
+        frechet=frechet_distance(made, other),
+        frechet_floor=frechet_distance(true, other),
         seconds=seconds,
+        first_frames=_kept(clips, first_frames),
     )
-    return report, clips, verdicts
+    return Evaluation(report, scenes, captions, clips, verdicts)
+
+
+def _kept(clips: Sequence[Frames], first_frames: Sequence[Frames] | None) -> FirstFrames | None:
+    if first_frames is None:
+        return None
+    ratios = [decibels(clip[0], first) for clip, first in zip(clips, first_frames, strict=True)]
+    return FirstFrames(float(np.mean(ratios)), float(np.mean(np.asarray(ratios) >= _FAITHFUL)))
 
 
 def table(report: Report) -> str:
-    """The report as a Markdown table, in percent."""
+    """The report as a Markdown table, in percent, with the distances and the time below."""
     lines = [
-        f"| {report.prompts} held-out prompts | generated | true renders | shuffled captions | chance |",
-        "|---|---:|---:|---:|---:|",
+        f"| {report.prompts} held-out prompts | generated | true renders | shuffled captions | chance | of |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    for name in report.model:
-        chance = f"{100 / CHOICES[name]:.1f} %" if name in CHOICES else ""
-        columns = (f"{100 * shares[name]:.1f} %" for shares in (report.model, report.renders, report.shuffled))
-        lines.append(f"| {name} | {' | '.join(columns)} | {chance} |")
+    for name, share in report.generated.items():
+        columns = " | ".join(f"{100 * s:.1f} %" for s in (share, report.renders[name], report.shuffled[name]))
+        chance = f"{100 * CHANCE[name]:.1f} %" if name in CHANCE else ""
+        lines.append(f"| {name} | {columns} | {chance} | {report.counts[name]} |")
+    lines.append(f"\nFréchet distance {report.frechet:.3f}, {report.frechet_floor:.3f} between true renders")
+    if report.first_frames is not None:
+        kept = report.first_frames
+        lines.append(f"first frame {kept.decibels:.1f} dB, {100 * kept.kept:.1f} % at {_FAITHFUL:.0f} dB or more")
+    lines.append(f"{report.seconds:.2f} s a clip")
     return "\n".join(lines)
 
 
-def mistakes(scenes: Sequence[world.Scene], verdicts: Sequence[Verdict]) -> list[str]:
-    """One line for each clip that shows something else than its prompt."""
-    lines = []
-    for seed, (scene, verdict) in enumerate(zip(scenes, verdicts, strict=True)):
-        wrong = [
-            f"{name} {getattr(verdict, name)}" for name in ATTRIBUTES if getattr(verdict, name) != getattr(scene, name)
-        ]
-        if wrong:
-            lines.append(f"seed {seed}: {world.main_caption(scene)}: {', '.join(wrong)}")
-    return lines
+def show(evaluation: Evaluation, *, as_json: bool, sheets: Path | None) -> None:
+    """Print the report on stdout, and write contact sheets and confusion matrices into a folder if there is one."""
+    report = evaluation.report
+    click.echo(json.dumps(asdict(report)) if as_json else table(report))
+    if sheets is not None:
+        scenes, verdicts = evaluation.scenes, evaluation.verdicts
+        write_sheets(evaluation.clips, verdicts, scenes, evaluation.captions, sheets)
+        write_confusions(scenes, verdicts, sheets)
 
 
-def write_sheets(
-    clips: Sequence[Frames], verdicts: Sequence[Verdict], scenes: Sequence[world.Scene], folder: Path
-) -> None:
-    """Two contact sheets, of the first clips and of the first wrong ones, with their captions in text files."""
-    wrong = [i for i, (s, v) in enumerate(zip(scenes, verdicts, strict=True)) if _shares([s], [v])["all"] < 1]
-    for name, chosen in (("generated", list(range(len(clips)))), ("mistakes", wrong)):
-        chosen = chosen[:_SHEET]
-        if chosen:
-            write_png(contact_sheet([clips[i] for i in chosen]), folder / f"{name}.png")
-            captions = "\n".join(f"{i}: {world.main_caption(scenes[i])}" for i in chosen)
-            (folder / f"{name}.txt").write_text(captions + "\n")
+def generator(pipe: kinograph.Pipeline, steps: int | None, guidance: float | None) -> Generate:
+    """A function from prompt, seed and first frame to frames by a loaded bundle, with its defaults where None."""
+
+    def generate(prompt: str, seed: int, first_frame: Frames | None) -> Frames:
+        options = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
+        if first_frame is None:
+            return np.asarray(pipe(prompt, **options).frames)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "first.png"
+            Image.fromarray(first_frame).save(path)
+            return np.asarray(pipe(prompt, image=str(path), **options).frames)
+
+    return generate
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--prompts", default=200, show_default=True, help="Held-out prompts to generate.")
-@click.option("--frames", default=17, show_default=True, help="Frames a clip.")
 @click.option("--seed", default=_SEED, show_default=True, help="Draws the prompts.")
-@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets.")
+@click.option("--kind", type=click.Choice(list(world.KINDS)), help="Only scenes of this kind.")
+@click.option("--paraphrases", is_flag=True, help="Other words than the plainest.")
+@click.option("--first-frame", is_flag=True, help="Give the true clip's first frame as a picture to start from.")
+@click.option("--steps", type=int, help="Denoising steps; the bundle's own if not given.")
+@click.option("--guidance", type=float, help="Guidance scale; the bundle's own if not given.")
+@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets and confusion matrices.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(bundle: Path, prompts: int, frames: int, seed: int, sheets: Path | None, as_json: bool) -> None:
-    """Judge the videos of BUNDLE, made with its own defaults, for prompts it was not trained on."""
-    pipe = kinograph.load(bundle)
-    scenes = held_out_scenes(prompts, seed)
-    with click.progressbar(length=prompts, file=sys.stderr, label="generating") as bar:
-        report, clips, verdicts = evaluate(
-            lambda prompt, seed: np.asarray(pipe(prompt, num_frames=frames, seed=seed).frames),
+def main(
+    bundle: Path,
+    prompts: int,
+    seed: int,
+    kind: str | None,
+    paraphrases: bool,
+    first_frame: bool,
+    steps: int | None,
+    guidance: float | None,
+    sheets: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge the videos of BUNDLE for prompts it was not trained on."""
+    scenes = held_out_scenes(prompts, seed, kind)
+    captions = captions_of(scenes, seed if paraphrases else None)
+    with (
+        kinograph.load(bundle) as pipe,
+        click.progressbar(length=prompts, file=sys.stderr, label="generating") as bar,
+    ):
+        usual = pipe.resolve(kinograph.Request(prompt=captions[0]))
+        firsts = [drawing.render(s, usual.num_frames, usual.width)[0] for s in scenes] if first_frame else None
+        evaluation = evaluate(
+            generator(pipe, steps, guidance),
             scenes,
-            lambda done: bar.update(1),
+            captions,
+            first_frames=firsts,
+            progress=lambda done: bar.update(1),
         )
-    show(report, scenes, verdicts, as_json=as_json)
-    if sheets is not None:
-        write_sheets(clips, verdicts, scenes, sheets)
-
-
-def show(report: Report, scenes: Sequence[world.Scene], verdicts: Sequence[Verdict], *, as_json: bool) -> None:
-    """Print the report on stdout."""
-    if as_json:
-        columns = {"generated": report.model, "true_renders": report.renders, "shuffled": report.shuffled}
-        click.echo(json.dumps({"prompts": report.prompts, "seconds": report.seconds, **columns}))
-        return
-    click.echo(table(report))
-    click.echo(f"\n{report.seconds:.2f} s a clip")
-    for line in mistakes(scenes, verdicts):
-        click.echo(line)
+    show(evaluation, as_json=as_json, sheets=sheets)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """Says what a clip shows, by plain image analysis: backdrop, genre, and every subject with its look and motion.
 
 The judge knows the world's palette and drawing, nothing of any model or prompt. It looks for the backdrops that explain
-the clip best; what differs from a backdrop is split by colour into subjects and followed over time; each subject's shape
-is that of the drawing that looks most like it, its motion the one whose course fits its track. Where several genres have
-much the same backdrop, all are tried, and the one that redraws the clip best is kept.
+the clip best; what differs from a backdrop is split by colour into subjects and followed over time. A subject's shape
+is that of the drawing that looks most like it, its motion the one whose course fits its track. Where several genres
+have much the same backdrop, all are tried, and the one that redraws the clip best is kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +46,14 @@ _SHORTEST = 3  # frames that a subject is seen in
 _PATCH = 20  # side of the picture in which shapes are compared
 _REACH = 1.5  # half the patch's side, in mean half extents of the subject
 _SCALES = (0.9, 1.0, 1.1)
-_SHIFTS = (-0.12, 0.0, 0.12)  # in mean half extents
+_SHIFTS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # in mean half extents
 _SPIN = 0.8  # of the misfit of a shape at rest, below which one that turns explains a subject better
 _STILL = 0.13  # travel, as a fraction of the picture, below which a subject stays in its place
 _LEAST = 0.14  # travel that a course must have
 _GROWS = 1.5  # last radius over first
 _GONE = 0.3  # of the median area, below which a subject is out of the picture
+_FULL = 0.9  # of the greatest area, from which a subject that is never whole is as whole as it gets
+_MEAN_GROWTH = 0.85  # mean radius of a subject that grows or shrinks, in nominal radii
 _MISSING = 0.1  # penalty, as a fraction of the picture, for being in the picture when a course is not, or the reverse
 _MEDIUM = 0.2  # radius between small and large
 _NOISE = 18.0  # distance in 8-bit RGB that does not count when clips are redrawn
@@ -64,8 +67,8 @@ _LOOKS = tuple((s, f) for s in world.SUBJECTS for f in ((1, -1) if s in world.FA
 class Found:
     """A subject that was found. `facing` is 1 or -1, or 0 for one without a front.
 
-    `path` is [T, 3] of (x, y, radius) as fractions of the picture's side, bridged where the subject is hidden; `visible`
-    is [T]. `misfit` is the mean squared difference from the shape it looks most like.
+    `path` is [T, 3] of (x, y, radius) as fractions of the picture's side, bridged where the subject is hidden;
+    `visible` is [T]. `steady` says whether it has the same shape on both sides of a wall; true where there is no wall.
     """
 
     subject: str
@@ -75,7 +78,7 @@ class Found:
     size: str
     path: Array
     visible: Mask
-    misfit: float
+    steady: bool
 
 
 @dataclass(frozen=True)
@@ -172,15 +175,16 @@ def _likely(pictures: Array) -> list[_Backdrop]:
 
 
 def _with_checks(likely: list[_Backdrop], pictures: Array) -> list[_Backdrop]:
-    """The likely backdrops, every flat one as pixel art if the clip has pixel art's checks.
+    """The likely backdrops, as pixel art where the clip has its checks and only there.
 
     The checks of all frames together tell, even where blur and noise hide them from the eye.
     """
     settled: list[_Backdrop] = []
     for backdrop in likely:
-        if backdrop.genre in ("flat", "pixel art"):
-            genre = "pixel art" if _checks(replace(backdrop, genre="flat"), pictures) > _CHECKS else "flat"
-            backdrop = replace(backdrop, genre=genre)
+        if _checks(replace(backdrop, genre="flat"), pictures) > _CHECKS:
+            backdrop = replace(backdrop, genre="pixel art")
+        elif backdrop.genre == "pixel art":
+            backdrop = replace(backdrop, genre="flat")
         if backdrop not in settled:
             settled.append(backdrop)
     return settled
@@ -197,7 +201,7 @@ def _checks(flat: _Backdrop, pictures: Array) -> float:
 
 
 def _levelled(picture: Array, pictures: Array) -> Array:
-    """The backdrop [H, W, 3] as the clip has it: blurred as fits, and shifted by the median difference where in sight."""
+    """The backdrop [H, W, 3] as the clip has it: blurred as fits, and shifted by the median difference from it."""
     glance = pictures[:: max(1, len(pictures) // _GLANCES)]
     best, least = picture, np.inf
     for blurred in _blurs(picture):
@@ -236,7 +240,7 @@ def _blurred(picture: Array) -> Array:
 def _actors(pictures: Array, backdrop: _Backdrop) -> tuple[Found, ...]:
     """The subjects in front of a backdrop, the largest first."""
     picture, front = _picture(backdrop, pictures.shape[1])
-    clear = front < 0.5
+    clear = ~_grown(front[None] > 0.5)[0]
     weights = _by_colour(pictures, _levelled(picture, pictures), clear, backdrop.genre)
     parts = [(colour, part) for colour, weight in weights.items() for part in _parts(weight, backdrop.wall)]
     if not parts:
@@ -378,9 +382,9 @@ def _cut(weight: Array) -> Array:
     weight = weight.copy()
     for axis, places in ((2, (0.5,)), (1, (0.5,)), (2, (1 / 3, 2 / 3))):
         profile = weight.sum(3 - axis)  # [T, across the line]
-        lines = [int(round(place * size)) for place in places]
+        lines = [round(place * size) for place in places]
         edges = [0, *lines, size]
-        sides = np.stack([profile[:, a:b].sum(1) for a, b in zip(edges, edges[1:], strict=False)], 1)
+        sides = np.stack([profile[:, a:b].sum(1) for a, b in pairwise(edges)], 1)
         together = (sides > 0.15 * sides.sum(1, keepdims=True)).all(1) & (sides.sum(1) > 0)
         at_lines = np.stack([profile[:, line - 2 : line + 2].min(1) for line in lines], 1).max(1)
         across = sides.sum(1) / np.maximum((profile > 0.5).sum(1), 1)
@@ -483,39 +487,39 @@ def _patches(weight: Array, centre_x: Array, centre_y: Array, extent: Array) -> 
 
 @dataclass(frozen=True)
 class _Models:
-    """What looks, those of `_LOOKS`, should look like: patches [looks, T, variants, patch²], turning over time.
+    """What each of `_LOOKS` should look like, as patches that differ a little in scale and, at rest, in place.
 
-    `extent` is the mean half extent at rest in nominal radii, [looks].
+    `still` is [looks, 1, variants, patch²], `turning` [looks, T, variants, patch²]; `extent` is the mean half extent at
+    rest in nominal radii, [looks].
     """
 
-    patches: Array
+    still: Array
+    turning: Array
     extent: Array
 
 
 @cache
 def _models(genre: str, frames: int, soft: bool) -> _Models:
     """The shapes drawn in a genre, as sharp as can be or as a soft clip has them."""
-    patches, extents = [], []
-    background, drawn = "black", "flat" if genre == "pixel art" else genre
-    behind = _picture(_Backdrop(background, drawn, False), _SIDE)[0]
+    still, turning, extents = [], [], []
+    drawn = "flat" if genre == "pixel art" else genre
+    behind = _picture(_Backdrop("black", drawn, False), _SIDE)[0]
     for subject, facing in _LOOKS:
         actor = world.Actor(subject, "yellow", "spins", _MODEL_RADIUS, (0.5, 0.5), (0.5, 0.5), 0.0, facing)
-        clip = drawing.render(world.Scene("single", (actor,), background, drawn), frames, _SIDE).astype(np.float32)
+        clip = drawing.render(world.Scene("single", (actor,), "black", drawn), frames, _SIDE).astype(np.float32)
         if soft:
             clip = np.moveaxis(_softened(np.moveaxis(clip, 0, 2)), 2, 0)
         weight = _by_colour(clip, behind, np.ones(behind.shape[:2], bool), genre)["yellow"]
         box = _box(weight)
         extent = (box.right - box.left + box.bottom - box.top) / 4
         x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
-        variants = [
-            _patches(weight, x + extent * shift_x, y + extent * shift_y, extent * scale)[0]
-            for scale in _SCALES
-            for shift_x in _SHIFTS
-            for shift_y in _SHIFTS
-        ]
-        patches.append(np.stack(variants, 1))
+        turning.append(np.stack([_patches(weight, x, y, extent * scale)[0] for scale in _SCALES], 1))
+        variants = np.array([(i, j, k) for i in _SHIFTS for j in _SHIFTS for k in _SCALES], np.float32).T
+        rest = np.broadcast_to(weight[0], (variants.shape[1], *weight.shape[1:]))
+        at_x, at_y = x[0] + extent[0] * variants[0], y[0] + extent[0] * variants[1]
+        still.append(_patches(rest, at_x, at_y, extent[0] * variants[2])[0][None])
         extents.append(extent[0] / (_MODEL_RADIUS * _SIDE))
-    return _Models(np.stack(patches), np.asarray(extents, np.float32))
+    return _Models(np.stack(still), np.stack(turning), np.asarray(extents, np.float32))
 
 
 def _softened(pictures: Array) -> Array:
@@ -551,52 +555,60 @@ def _misfits(patches: Array, valid: Mask, models: Array) -> Array:
 
 def _found(weight: Array, colour: str, clear: Mask, backdrop: _Backdrop) -> Found | None:
     """What a weight [T, H, W] of one colour shows, `clear` [H, W] being where nothing stands before it."""
-    size, frames = weight.shape[1], len(weight)
-    box = _box(weight)
-    area = weight.sum((1, 2))
+    size = weight.shape[1]
+    box, area = _box(weight), weight.sum((1, 2))
     seen = (area > _GONE * np.median(area[area > 0])) & np.isfinite(box.left)
     if seen.sum() < _SHORTEST:
         return None
     whole = seen & ~_clipped(weight, clear)
-    used = whole if whole.sum() >= 2 else seen & (area >= 0.9 * area[seen].max())
+    middle = (box.left + box.right) / 2
+    sides = [seen & (middle < size / 2), seen & (middle >= size / 2)] if backdrop.wall else [seen]
+    used = whole
+    if backdrop.wall or whole.sum() < 2:
+        used = np.any([side & (area >= _FULL * area[side].max(initial=0)) for side in sides], axis=0)
     path = _box_track(box, seen, whole, used, clear)
-    x, y, extent = path.T * size
-    patches, inside = _patches(weight, x, y, extent)
-    hidden = _patches(np.broadcast_to(clear.astype(np.float32), weight.shape), x, y, extent)[0]
-    patches, valid = patches[used], (inside & (hidden > 0.9))[used]
-    turns = np.ptp(path[used][:, :2], axis=0).max() < _STILL
-    look, extent_of, misfit, spins = _look(patches, valid, used, _model_genre(backdrop.genre), turns)
+    patches, inside = _patches(weight, *(path.T * size))
+    hidden = _patches(np.broadcast_to(clear.astype(np.float32), weight.shape), *(path.T * size))[0]
+    known = inside & (hidden > 0.9)
+    may_turn = bool(np.ptp(path[used][:, :2], axis=0).max() < _STILL)
+    genre = _model_genre(backdrop.genre)
+    look, extent, spins = _look(patches, known, used, genre, may_turn)
     subject, facing = _LOOKS[look]
-    path[:, 2] /= extent_of
+    steady = all(
+        part.any() and _LOOKS[_look(patches, known, part, genre, False)[0]][0] == subject
+        for part in (side & used for side in sides if backdrop.wall)
+    )
+    path[:, 2] /= extent
     motion = "spins" if spins else _motion(path, seen, whole if whole.sum() >= _SHORTEST else seen)
-    nominal = float(path[used, 2].mean()) / (0.85 if motion in ("grows", "shrinks") else 1)
-    sized = "large" if nominal > _MEDIUM else "small"
-    front = facing if subject in world.FACING else 0
-    return Found(subject, colour, motion, front, sized, path, seen, misfit)
+    radius = float(path[used, 2].mean()) / (_MEAN_GROWTH if motion in ("grows", "shrinks") else 1)
+    sized = "large" if radius > _MEDIUM else "small"
+    return Found(subject, colour, motion, facing if subject in world.FACING else 0, sized, path, seen, steady)
 
 
-def _look(patches: Array, valid: Mask, used: Mask, genre: str, may_turn: bool) -> tuple[int, float, float, bool]:
-    """Which of `_LOOKS` patches [frames, patch²] are most like, its extent in radii, the misfit, and whether it turns."""
-    best = (0, 1.0, np.inf, False)
+def _look(patches: Array, known: Mask, used: Mask, genre: str, may_turn: bool) -> tuple[int, float, bool]:
+    """Which of `_LOOKS` patches [T, patch²], where known, are most like in the frames used.
+
+    Returns its number, its mean half extent in nominal radii, and whether it turns.
+    """
+    patches, known = patches[used], known[used]
+    best, least = (0, 1.0, False), np.inf
     for soft in (False, True):
         models = _models(genre, len(used), soft)
-        misfits = [_misfits(patches, valid, models.patches[:, :1])]
+        misfit, spins = _misfits(patches, known, models.still), False
         if may_turn:
-            turning = _misfits(patches, valid, models.patches[:, used])
+            turning = _misfits(patches, known, models.turning[:, used])
             turning[0] = np.inf  # a ball that turns looks like one that does not
-            misfits.append(turning)
-        spins = may_turn and misfits[1].min() < _SPIN * misfits[0].min()
-        misfit = misfits[int(spins)]
+            if turning.min() < _SPIN * misfit.min():
+                misfit, spins = turning, True
         look = int(misfit.argmin())
-        if misfit[look] < best[2]:
-            best = (look, float(models.extent[look]), float(misfit[look]), spins)
+        if misfit[look] < least:
+            best, least = (look, float(models.extent[look]), spins), misfit[look]
     return best
 
 
 def _clipped(weight: Array, clear: Mask) -> Mask:
     """Whether, in each frame of a weight [T, H, W], something touches the picture's border or what stands in front."""
-    rim = ~clear
-    rim = _grown(rim[None])[0]
+    rim = _grown(~clear[None])[0]
     rim[:1], rim[-1:], rim[:, :1], rim[:, -1:] = True, True, True, True
     return np.asarray(((weight > 0.5) & rim).sum((1, 2)) > 1)
 
@@ -722,7 +734,15 @@ def _redrawn_misfit(pictures: Array, backdrop: _Backdrop, actors: tuple[Found, .
         drawn = tuple(_posed(actor, i) for actor in actors if actor.visible[i])
         scene = world.Scene("wall" if backdrop.wall else "single", drawn, backdrop.background, backdrop.genre)
         misfits.append(_apart(pictures[i] - shift, drawing.render(scene, 1, size)[0].astype(np.float32)))
-    return float(np.mean(misfits))
+    return float(np.mean(misfits)) + _misfit_behind(pictures, behind)
+
+
+def _misfit_behind(pictures: Array, behind: Array) -> float:
+    """How far, in 8-bit RGB, the backdrop [H, W, 3] is from the mean of what the clip shows of it."""
+    apart = pictures - _levelled(behind, pictures)
+    shown = (np.square(apart).sum(-1) < _FAINT**2)[..., None]
+    mean = (apart * shown).sum(0) / np.maximum(shown.sum(0), 1)
+    return float(np.sqrt(np.square(mean).sum(-1)).mean())
 
 
 def _posed(actor: Found, frame: int) -> world.Actor:

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan
 from kinograph.starter import drawing, world
 from kinograph.starter.clips import classes, pixels
 from kinograph.starter.loop import save_atomically
-from kinograph.starter.vae_training import shares
+from kinograph.starter.vae_training import encode_moments, shares
 
 __all__ = ["Cache", "encode_world", "load_cache"]
 
@@ -59,7 +59,7 @@ def encode_world(
             if following is not None:
                 coming = beside.submit(draw, following)
             with torch.autocast(device.type, torch.bfloat16):
-                moments = vae._encode(pixels(clips).to(device))
+                moments = encode_moments(vae, pixels(clips).to(device))
             latents = moments.float().chunk(2, dim=1)[0].cpu()
             encoded.append(latents.half())
             covered.append(shares(torch.from_numpy(label).long(), latents.shape[2:]).half())

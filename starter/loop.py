@@ -27,7 +27,7 @@ _WARM_UP = 100  # steps
 class Budget:
     """How long and how fast to train. `ema` is the largest decay of the averaged weights.
 
-    `muon_rate` is the learning rate of the matrices that the `Loop` is told to train with Muon.
+    `muon_rate` is the learning rate of the weights that the `Loop` is told to train with Muon.
     """
 
     minutes: float
@@ -44,13 +44,24 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
+def _as_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """A convolution's weight [O, I, ...] as a matrix [O, I·...] in the same memory, whichever way it is laid out."""
+    return weight.flatten(1) if weight.is_contiguous() else weight.movedim(1, -1).flatten(1)
+
+
 def _optimisers(
     module: nn.Module, budget: Budget, is_muon: Callable[[str, nn.Parameter], bool]
-) -> list[torch.optim.Optimizer]:
-    """AdamW for everything but the matrices chosen for Muon (Jordan et al. 2024); biases and gains do not decay."""
+) -> tuple[list[torch.optim.Optimizer], dict[nn.Parameter, nn.Parameter]]:
+    """AdamW for everything but the weights chosen for Muon (Jordan et al. 2024); biases and gains do not decay.
+
+    Muon trains matrices: a convolution's weight is given to it as one, and the second result says by which parameter.
+    """
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "others": []}
+    matrices: dict[nn.Parameter, nn.Parameter] = {}
     for name, parameter in module.named_parameters():
         kind = "muon" if is_muon(name, parameter) else "decayed" if parameter.ndim > 1 else "others"
+        if kind == "muon" and parameter.ndim > 2:
+            parameter = matrices.setdefault(parameter, nn.Parameter(_as_matrix(parameter.detach())))
         groups[kind].append(parameter)
     rate, decay = budget.learning_rate, budget.weight_decay
     adamw = [
@@ -61,7 +72,7 @@ def _optimisers(
     if groups["muon"]:
         muon = [{"params": groups["muon"], "weight_decay": decay, "full_rate": budget.muon_rate}]
         optimisers.append(torch.optim.Muon(muon, lr=budget.muon_rate, adjust_lr_fn="match_rms_adamw"))
-    return optimisers
+    return optimisers, matrices
 
 
 class Loop:
@@ -86,7 +97,7 @@ class Loop:
         self.path = path
         self.step = 0
         self.seconds = 0.0
-        self.optimisers = _optimisers(module, budget, is_muon)
+        self.optimisers, self._matrices = _optimisers(module, budget, is_muon)
         self._running: dict[str, float] = {}
         if path.exists():
             self._load()
@@ -122,6 +133,8 @@ class Loop:
         self.module.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for weight, matrix in self._matrices.items():
+            matrix.grad = None if weight.grad is None else _as_matrix(weight.grad)
         if torch.isfinite(norm):
             for optimiser in self.optimisers:
                 optimiser.step()

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
-from kinograph.starter import world
+from kinograph.starter import drawing, world
 from kinograph.starter.clips import pixels
-from kinograph.starter.evaluate import Frames, Generate, evaluate, held_out_scenes, show, write_sheets
+from kinograph.starter.evaluate import Frames, Generate, captions_of, evaluate, held_out_scenes, show
+from kinograph.starter.measures import decibels
 from kinograph.starter.model import TEXT_LENGTH
 
-__all__ = ["Sampling", "decibels", "generator", "main", "reconstructor"]
+__all__ = ["Sampling", "generator", "main", "reconstruction_decibels", "reconstructor"]
 
-_VISIBLE = 8  # smallest difference from the background, of 255, that counts as subject
+_VISIBLE = 0.01  # share of a pixel from which a subject is in it
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,16 @@ class Sampling:
 
 
 def generator(checkpoint: Path, sampling: Sampling) -> Generate:
-    """A function from prompt and seed to uint8 frames [T, H, W, 3], by `WanPipeline` in float32 on the CPU."""
+    """A function from prompt and seed to uint8 frames [T, H, W, 3], by `WanPipeline` in float32 on the CPU.
+
+    `WanPipeline` starts from text alone: with a first frame the function raises `ValueError`.
+    """
     pipe = WanPipeline.from_pretrained(str(checkpoint), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
-    def generate(prompt: str, seed: int) -> Frames:
+    def generate(prompt: str, seed: int, first_frame: Frames | None = None) -> Frames:
+        if first_frame is not None:
+            raise ValueError("expected no first frame: WanPipeline starts from text alone")
         frames = pipe(
             prompt,
             height=sampling.size,
@@ -61,22 +67,22 @@ def reconstructor(checkpoint: Path, scenes: Sequence[world.Scene], sampling: Sam
     vae = AutoencoderKLWan.from_pretrained(str(checkpoint), subfolder="vae", torch_dtype=torch.float32).eval()
 
     @torch.no_grad()
-    def reconstruct(prompt: str, number: int) -> Frames:
-        clip = world.render(scenes[number], sampling.frames, sampling.size)
+    def reconstruct(prompt: str, number: int, first_frame: Frames | None = None) -> Frames:
+        clip = drawing.render(scenes[number], sampling.frames, sampling.size)
         decoded = vae.decode(vae.encode(pixels(clip[None])).latent_dist.mode()).sample[0]
         return np.asarray((decoded.permute(1, 2, 3, 0).numpy() * 127.5 + 128).clip(0, 255), dtype=np.uint8)
 
     return reconstruct
 
 
-def decibels(scenes: Sequence[world.Scene], clips: Sequence[Frames]) -> tuple[float, float]:
-    """Mean peak signal-to-noise ratio of clips against their true renders, over the subject and over the background."""
+def reconstruction_decibels(scenes: Sequence[world.Scene], clips: Sequence[Frames]) -> tuple[float, float]:
+    """Mean peak signal-to-noise ratio of clips against true renders, over the subjects and over the background."""
     ratios = []
     for scene, clip in zip(scenes, clips, strict=True):
-        truth = world.render(scene, len(clip), clip.shape[1]).astype(np.float32)
-        subject = np.abs(truth - np.asarray(world.BACKGROUNDS[scene.background])).max(-1) > _VISIBLE
-        error = np.square(truth - clip).mean(-1)
-        ratios.append([10 * np.log10(255**2 / max(error[part].mean(), 1e-6)) for part in (subject, ~subject)])
+        length, size = clip.shape[:2]
+        truth = drawing.render(scene, length, size)
+        subjects = drawing.masks(scene, length, size).max(0) > _VISIBLE
+        ratios.append([decibels(clip, truth, part) for part in (subjects, ~subjects)])
     inside, outside = np.mean(ratios, axis=0)
     return float(inside), float(outside)
 
@@ -84,17 +90,21 @@ def decibels(scenes: Sequence[world.Scene], clips: Sequence[Frames]) -> tuple[fl
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--prompts", default=100, show_default=True)
+@click.option("--kind", type=click.Choice(list(world.KINDS)), help="Only scenes of this kind.")
+@click.option("--paraphrases", is_flag=True, help="Other words than the plainest.")
 @click.option("--size", default=Sampling.size, show_default=True)
 @click.option("--frames", default=Sampling.frames, show_default=True)
 @click.option("--steps", default=Sampling.steps, show_default=True)
 @click.option("--guidance", default=Sampling.guidance, show_default=True)
 @click.option("--threads", default=None, type=int, help="CPU threads; PyTorch's choice if not given.")
 @click.option("--reconstruct", is_flag=True, help="Judge the autoencoder on true clips instead of generating.")
-@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets.")
+@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets and confusion matrices.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
     checkpoint: Path,
     prompts: int,
+    kind: str | None,
+    paraphrases: bool,
     threads: int | None,
     reconstruct: bool,
     sheets: Path | None,
@@ -104,15 +114,14 @@ def main(
     """Judge the videos that diffusers makes from CHECKPOINT, for prompts it was not trained on."""
     if threads is not None:
         torch.set_num_threads(threads)
-    scenes = held_out_scenes(prompts)
+    scenes = held_out_scenes(prompts, kind=kind)
     sampling = Sampling(**options)  # type: ignore[arg-type]
     generate = reconstructor(checkpoint, scenes, sampling) if reconstruct else generator(checkpoint, sampling)
-    report, clips, verdicts = evaluate(generate, scenes)
-    show(report, scenes, verdicts, as_json=as_json)
+    evaluation = evaluate(generate, scenes, captions_of(scenes, len(scenes) if paraphrases else None))
+    show(evaluation, as_json=as_json, sheets=sheets)
     if reconstruct:
-        click.echo("subject {:.1f} dB, background {:.1f} dB".format(*decibels(scenes, clips)), err=True)
-    if sheets is not None:
-        write_sheets(clips, verdicts, scenes, sheets)
+        subjects, background = reconstruction_decibels(scenes, evaluation.clips)
+        click.echo(f"subjects {subjects:.1f} dB, background {background:.1f} dB", err=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn import functional
@@ -24,7 +24,7 @@ from kinograph.starter.clips import CLASSES, Crop, Pool
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import LATENT_CHANNELS, Layout, make_vae
 
-__all__ = ["Clips", "decode_unclamped", "psnr", "shares", "train_decoder", "train_vae"]
+__all__ = ["Clips", "decode_unclamped", "encode_moments", "psnr", "shares", "train_decoder", "train_vae"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ _SWEPT = 1.5  # extra weight of pixels that a subject touches at any time in the
 _WIDE = 1.5  # share of the subjects' mask grown by one pixel
 _JITTER = 0.5  # most noise on the latents before decoding, in standard deviations
 _POOL = 2400  # clips kept in memory
-_PHASES = (0.25, 0.8)  # until here single frames; until here crops of clips; then whole clips
+_PHASES = (0.2, 0.55)  # until here single frames; until here crops of short clips; then crops of clips and whole ones
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -45,11 +46,23 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tens
     """
     cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
     hidden = vae.post_quant_conv(latents)
-    pieces = [
-        vae.decoder(hidden[:, :, i : i + 1], feat_cache=cache, feat_idx=[0], first_chunk=i == 0)
-        for i in range(hidden.shape[2])
-    ]
+    pieces = [vae.decoder(hidden[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
+    if hidden.shape[2] > 1:
+        pieces.append(vae.decoder(hidden[:, :, 1:], feat_cache=cache, feat_idx=[0]))
     return unpatchify(torch.cat(pieces, dim=2), patch_size=vae.config.patch_size)
+
+
+def encode_moments(vae: AutoencoderKLWan, clips: torch.Tensor) -> torch.Tensor:
+    """`vae._encode`, with the frames after the first in one piece: [B, 3, T, H, W] to [B, 2·C, F, H/8, W/8].
+
+    The result is the same to the last bit; larger pieces keep a CPU's cores busier.
+    """
+    cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["encoder"]
+    patches = patchify(clips, patch_size=vae.config.patch_size)
+    pieces = [vae.encoder(patches[:, :, :1], feat_cache=cache, feat_idx=[0])]
+    if patches.shape[2] > 1:
+        pieces.append(vae.encoder(patches[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+    return vae.quant_conv(torch.cat(pieces, dim=2))
 
 
 def psnr(clips: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
@@ -76,7 +89,7 @@ def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tu
     """Foreground-weighted L1 and L2, KL, and the head's cross-entropy; and the decoded clips [B, 3, T, H, W]."""
     vae = module["vae"]
     with torch.autocast(clips.device.type, torch.bfloat16):
-        moments = vae._encode(clips)
+        moments = encode_moments(vae, clips)
         posterior = DiagonalGaussianDistribution(moments.float())
         latents = posterior.mean
         spread = latents.detach().std((0, 2, 3, 4), keepdim=True) + 1e-3
@@ -94,14 +107,15 @@ def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tu
     return (difference * weight).mean() / weight.mean() + _KL_WEIGHT * kl + _HEAD_WEIGHT * seen, decoded
 
 
-def _crop(progress: float, frames: int, size: int, scale: int) -> Crop:
+def _crop(progress: float, step: int, layout: Layout, scale: int) -> Crop:
     """The batch to train on at this point: `scale` multiplies the number of clips, for larger machines."""
+    frames, size = layout.frames, layout.size
     half = size // 2
     if progress < _PHASES[0]:
         return Crop(64 * scale, 1, half)
     if progress < _PHASES[1]:
         return Crop(8 * scale, min(9, frames), half)
-    return Crop(4 * scale, frames, size)
+    return Crop(8 * scale, frames, half) if step % 2 else Crop(4 * scale, frames, size)
 
 
 @dataclass(frozen=True)
@@ -115,13 +129,23 @@ class Clips:
 
 
 def _module(vae: AutoencoderKLWan) -> nn.ModuleDict:
-    return nn.ModuleDict({"vae": vae, "head": nn.Conv3d(LATENT_CHANNELS, len(CLASSES), 1)})
+    """The VAE with the head that reads its latents, in the memory layout in which a CPU convolves fastest."""
+    module = nn.ModuleDict({"vae": vae, "head": nn.Conv3d(LATENT_CHANNELS, len(CLASSES), 1)})
+    for parameter in module.parameters():
+        if parameter.ndim in _LAST:
+            parameter.data = parameter.data.contiguous(memory_format=_LAST[parameter.ndim])
+    return module
+
+
+def _is_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon trains this weight: the convolutions within encoder and decoder."""
+    return parameter.ndim in _LAST and ("encoder." in name or "decoder." in name) and "conv_" not in name
 
 
 def train_vae(folder: Path, budget: Budget, data: Clips) -> AutoencoderKLWan:
     """Train the whole VAE within the budget, resuming from `folder`, and return its averaged weights."""
     torch.manual_seed(data.seed)
-    loop = Loop(_module(make_vae(data.layout)).to(data.device), budget, folder / "vae.pt")
+    loop = Loop(_module(make_vae(data.layout)).to(data.device), budget, folder / "vae.pt", _is_muon)
     _fit(loop, data, start=0.0)
     return loop.averaged["vae"]
 
@@ -132,7 +156,7 @@ def train_decoder(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLW
     vae.requires_grad_(True)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    loop = Loop(_module(vae).to(data.device), budget, folder / "decoder.pt")
+    loop = Loop(_module(vae).to(data.device), budget, folder / "decoder.pt", _is_muon)
     _fit(loop, data, start=_PHASES[0])
     return loop.averaged["vae"]
 
@@ -143,8 +167,9 @@ def _fit(loop: Loop, data: Clips, *, start: float) -> None:
         return
     pool = Pool(_POOL, data.layout.frames, data.layout.size, np.random.default_rng((data.seed, loop.step)))
     for progress in loop.steps():
-        crop = _crop(start + (1 - start) * progress, data.layout.frames, data.layout.size, data.scale)
+        crop = _crop(start + (1 - start) * progress, loop.step, data.layout, data.scale)
         clips, label = (x.to(data.device) for x in pool.batch(crop))
+        clips = clips.contiguous(memory_format=torch.channels_last_3d)
         loss, decoded = _loss(loop.module, clips, label)
         inside, outside = psnr(clips, decoded.detach(), (label > 0).float().unsqueeze(1))
         loop.update(loss, foreground=inside, background=outside)
