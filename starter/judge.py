@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,9 @@ _OFF = (45.0, 90.0)  # distance off the line from backdrop to paint: from all of
 _STRONG = 0.55  # share of the way to a paint from which a pixel tells its colour
 _BETTER = (18.0, 30.0)  # a further colour's gain over those chosen, and its greatest misfit, where it is there
 _COLOUR_SHARE = 0.03  # of the pixels that must tell a further colour
-_CUT = 0.25  # of the mean weight along a line, below which a line may part two subjects of a colour
+_APART = 0.12  # of the weight that must be on either side of such a line
+_MOSTLY = 0.7  # of the frames in which that must hold
+_CUT = 0.3  # of the mean weight along a line, below which a line may part two subjects of a colour
 _SMALLEST = 14  # pixels in the frame where a subject is largest
 _LESSER = 0.12  # of the largest subject's area, below which something is a smudge
 _MOST = 4  # subjects
@@ -46,7 +47,7 @@ _SHORTEST = 3  # frames that a subject is seen in
 _PATCH = 20  # side of the picture in which shapes are compared
 _REACH = 1.5  # half the patch's side, in mean half extents of the subject
 _SCALES = (0.9, 1.0, 1.1)
-_SHIFTS = (-0.2, -0.1, 0.0, 0.1, 0.2)  # in mean half extents
+_SHIFTS = (-0.12, 0.0, 0.12)  # in mean half extents
 _SPIN = 0.8  # of the misfit of a shape at rest, below which one that turns explains a subject better
 _STILL = 0.13  # travel, as a fraction of the picture, below which a subject stays in its place
 _LEAST = 0.14  # travel that a course must have
@@ -181,7 +182,8 @@ def _with_checks(likely: list[_Backdrop], pictures: Array) -> list[_Backdrop]:
     """
     settled: list[_Backdrop] = []
     for backdrop in likely:
-        if _checks(replace(backdrop, genre="flat"), pictures) > _CHECKS:
+        plain = replace(backdrop, genre="flat") if backdrop.genre == "pixel art" else backdrop
+        if plain.genre in ("flat", "outline") and _checks(plain, pictures) > _CHECKS:
             backdrop = replace(backdrop, genre="pixel art")
         elif backdrop.genre == "pixel art":
             backdrop = replace(backdrop, genre="flat")
@@ -190,9 +192,9 @@ def _with_checks(likely: list[_Backdrop], pictures: Array) -> list[_Backdrop]:
     return settled
 
 
-def _checks(flat: _Backdrop, pictures: Array) -> float:
-    """How strong pixel art's checks are over a flat backdrop, in 8-bit levels."""
-    plain = _levelled(_picture(flat, pictures.shape[1])[0], pictures)
+def _checks(backdrop: _Backdrop, pictures: Array) -> float:
+    """How strong pixel art's checks are over a backdrop without them, in 8-bit levels."""
+    plain = _levelled(_picture(backdrop, pictures.shape[1])[0], pictures)
     rows, columns = np.indices(plain.shape[:2]) * _COARSE // len(plain)
     apart = pictures - plain
     behind = np.square(apart).sum(-1) < _FAINT**2
@@ -379,22 +381,19 @@ def _belongs(piece: tuple[NDArray[np.int64], ...], main: tuple[NDArray[np.int64]
 def _cut(weight: Array) -> Array:
     """The weight [T, H, W] without the lines along which two or three subjects of a colour may touch."""
     size = weight.shape[1]
-    weight = weight.copy()
-    for axis, places in ((2, (0.5,)), (1, (0.5,)), (2, (1 / 3, 2 / 3))):
+    cut = weight.copy()
+    for axis, place in ((2, 1 / 2), (1, 1 / 2), (2, 1 / 3), (2, 2 / 3)):
+        line = round(place * size)
         profile = weight.sum(3 - axis)  # [T, across the line]
-        lines = [round(place * size) for place in places]
-        edges = [0, *lines, size]
-        sides = np.stack([profile[:, a:b].sum(1) for a, b in pairwise(edges)], 1)
-        together = (sides > 0.15 * sides.sum(1, keepdims=True)).all(1) & (sides.sum(1) > 0)
-        at_lines = np.stack([profile[:, line - 2 : line + 2].min(1) for line in lines], 1).max(1)
-        across = sides.sum(1) / np.maximum((profile > 0.5).sum(1), 1)
-        if together.mean() > 0.7 and (at_lines < _CUT * across)[together].mean() > 0.7:
-            for line in lines:
-                thinnest = line - 2 + profile[:, line - 2 : line + 2].sum(0).argmin()
-                index = [slice(None)] * 3
-                index[axis] = slice(int(thinnest), int(thinnest) + 1)
-                weight[tuple(index)] = 0
-    return weight
+        total = profile.sum(1)
+        before = profile[:, :line].sum(1)
+        together = (np.minimum(before, total - before) > _APART * total) & (total > 0)
+        across = total / np.maximum((profile > 0.5).sum(1), 1)
+        thin = profile[:, line - 2 : line + 2].min(1) < _CUT * across
+        if together.mean() > _MOSTLY and thin[together].mean() > _MOSTLY:
+            thinnest = line - 2 + int(profile[:, line - 2 : line + 2].sum(0).argmin())
+            np.moveaxis(cut, axis, 0)[thinnest] = 0
+    return cut
 
 
 def _grown(mask: Mask) -> Mask:
@@ -490,18 +489,19 @@ class _Models:
     """What each of `_LOOKS` should look like, as patches that differ a little in scale and, at rest, in place.
 
     `still` is [looks, 1, variants, patch²], `turning` [looks, T, variants, patch²]; `extent` is the mean half extent at
-    rest in nominal radii, [looks].
+    rest in nominal radii and `aspect` width over height, both [looks].
     """
 
     still: Array
     turning: Array
     extent: Array
+    aspect: Array
 
 
 @cache
 def _models(genre: str, frames: int, soft: bool) -> _Models:
     """The shapes drawn in a genre, as sharp as can be or as a soft clip has them."""
-    still, turning, extents = [], [], []
+    still, turning, extents, aspects = [], [], [], []
     drawn = "flat" if genre == "pixel art" else genre
     behind = _picture(_Backdrop("black", drawn, False), _SIDE)[0]
     for subject, facing in _LOOKS:
@@ -519,7 +519,8 @@ def _models(genre: str, frames: int, soft: bool) -> _Models:
         at_x, at_y = x[0] + extent[0] * variants[0], y[0] + extent[0] * variants[1]
         still.append(_patches(rest, at_x, at_y, extent[0] * variants[2])[0][None])
         extents.append(extent[0] / (_MODEL_RADIUS * _SIDE))
-    return _Models(np.stack(still), np.stack(turning), np.asarray(extents, np.float32))
+        aspects.append((box.right - box.left)[0] / (box.bottom - box.top)[0])
+    return _Models(np.stack(still), np.stack(turning), np.asarray(extents), np.asarray(aspects))
 
 
 def _softened(pictures: Array) -> Array:
@@ -566,32 +567,47 @@ def _found(weight: Array, colour: str, clear: Mask, backdrop: _Backdrop) -> Foun
     used = whole
     if backdrop.wall or whole.sum() < 2:
         used = np.any([side & (area >= _FULL * area[side].max(initial=0)) for side in sides], axis=0)
-    path = _box_track(box, seen, whole, used, clear)
-    patches, inside = _patches(weight, *(path.T * size))
-    hidden = _patches(np.broadcast_to(clear.astype(np.float32), weight.shape), *(path.T * size))[0]
-    known = inside & (hidden > 0.9)
-    may_turn = bool(np.ptp(path[used][:, :2], axis=0).max() < _STILL)
     genre = _model_genre(backdrop.genre)
-    look, extent, spins = _look(patches, known, used, genre, may_turn)
+    path = _box_track(box, seen, whole, used, clear)
+    may_turn = bool(np.ptp(path[used][:, :2], axis=0).max() < _STILL)
+    look, spins = _look(*_cut_out(weight, path, clear), used, genre, may_turn)
+    if not whole[used].all():
+        path = _box_track(box, seen, whole, used, clear, _aspect(look, genre))
+        look, spins = _look(*_cut_out(weight, path, clear), used, genre, may_turn)
+    patches, known = _cut_out(weight, path, clear)
     subject, facing = _LOOKS[look]
     steady = all(
         part.any() and _LOOKS[_look(patches, known, part, genre, False)[0]][0] == subject
         for part in (side & used for side in sides if backdrop.wall)
     )
-    path[:, 2] /= extent
-    motion = "spins" if spins else _motion(path, seen, whole if whole.sum() >= _SHORTEST else seen)
+    path[:, 2] /= _models(genre, len(weight), False).extent[look]
+    sure = whole if whole.sum() >= max(_SHORTEST, seen.sum() / 2) else seen
+    motion = "spins" if spins else _motion(path, seen, sure)
     radius = float(path[used, 2].mean()) / (_MEAN_GROWTH if motion in ("grows", "shrinks") else 1)
     sized = "large" if radius > _MEDIUM else "small"
     return Found(subject, colour, motion, facing if subject in world.FACING else 0, sized, path, seen, steady)
 
 
-def _look(patches: Array, known: Mask, used: Mask, genre: str, may_turn: bool) -> tuple[int, float, bool]:
+def _aspect(look: int, genre: str) -> float:
+    """Width over height of one of `_LOOKS` at rest."""
+    return float(_models(genre, 1, False).aspect[look])
+
+
+def _cut_out(weight: Array, path: Array, clear: Mask) -> tuple[Array, Mask]:
+    """Patches [T, patch²] along a track [T, 3], and which of their pixels are in sight."""
+    track = path.T * weight.shape[1]
+    patches, inside = _patches(weight, *track)
+    in_sight = _patches(np.broadcast_to(clear.astype(np.float32), weight.shape), *track)[0]
+    return patches, inside & (in_sight > 0.9)
+
+
+def _look(patches: Array, known: Mask, used: Mask, genre: str, may_turn: bool) -> tuple[int, bool]:
     """Which of `_LOOKS` patches [T, patch²], where known, are most like in the frames used.
 
-    Returns its number, its mean half extent in nominal radii, and whether it turns.
+    Returns its number and whether it turns.
     """
     patches, known = patches[used], known[used]
-    best, least = (0, 1.0, False), np.inf
+    best, least = (0, False), np.inf
     for soft in (False, True):
         models = _models(genre, len(used), soft)
         misfit, spins = _misfits(patches, known, models.still), False
@@ -602,7 +618,7 @@ def _look(patches: Array, known: Mask, used: Mask, genre: str, may_turn: bool) -
                 misfit, spins = turning, True
         look = int(misfit.argmin())
         if misfit[look] < least:
-            best, least = (look, float(models.extent[look]), spins), misfit[look]
+            best, least = (look, spins), misfit[look]
     return best
 
 
@@ -613,14 +629,15 @@ def _clipped(weight: Array, clear: Mask) -> Mask:
     return np.asarray(((weight > 0.5) & rim).sum((1, 2)) > 1)
 
 
-def _box_track(box: _Box, seen: Mask, whole: Mask, used: Mask, clear: Mask) -> Array:
+def _box_track(box: _Box, seen: Mask, whole: Mask, used: Mask, clear: Mask, aspect: float = 0.0) -> Array:
     """Centre and mean half extent in every frame as fractions, [T, 3] of (x, y, extent), bridged where not seen.
 
-    Where a border or the wall cuts off one side, the centre is told from the other side and the extent seen elsewhere.
+    Where a border or the wall cuts off one side, the centre is told from the other side and the extent seen elsewhere,
+    or, where `aspect` is given, the height seen elsewhere and this width over height.
     """
     size = len(clear)
-    half_x = float(np.median((box.right - box.left)[used])) / 2
     half_y = float(np.median((box.bottom - box.top)[used])) / 2
+    half_x = half_y * aspect if aspect else float(np.median((box.right - box.left)[used])) / 2
     x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
     extent = (box.right - box.left + box.bottom - box.top) / 4
     hidden = ~clear.all(0)
