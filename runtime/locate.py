@@ -1,4 +1,4 @@
-"""Where a bundle is: a folder, a name, or the built-in starter model."""
+"""Where a bundle is: a folder, a name, or one of the built-in starter models."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 from kinograph.bundle import Bundle
 from kinograph.errors import BundleError
 
-__all__ = ["BUNDLES_VARIABLE", "find_bundle", "open_bundle", "starter_bundle"]
+__all__ = ["BUILT_IN", "BUNDLES_VARIABLE", "find_bundle", "open_bundle", "starter_bundle"]
 
 BUNDLES_VARIABLE = "KINOGRAPH_BUNDLES"
+BUILT_IN = {"starter": "bundle", "starter-few-steps": "bundle-few-steps"}
+"""The models that come with Kinograph, by name, and their folders' names."""
 
 
-def starter_bundle() -> Path:
-    """The folder of the model that comes with Kinograph."""
-    return Path(__file__).resolve().parent.parent / "starter" / "bundle"
+def starter_bundle(name: str = "starter") -> Path:
+    """The folder of a model that comes with Kinograph, one of `BUILT_IN`."""
+    return Path(__file__).resolve().parent.parent / "starter" / BUILT_IN[name]
 
 
 def find_bundle(path: str | os.PathLike[str] | None) -> Path:
-    """The folder `path` stands for: None is the starter, a path is itself, a bare name is looked up in
-    KINOGRAPH_BUNDLES (folders separated like PATH) where no such folder is at hand.
+    """The folder `path` stands for: None is the starter, a path is itself, a bare name is looked up, where no such
+    folder is at hand, in KINOGRAPH_BUNDLES (folders separated like PATH) and then among the built-in models.
 
     Raises BundleError naming every place that was looked at.
     """
@@ -30,18 +32,21 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Path:
     looked = [folder]
     if folder.name == os.fspath(path) and not folder.exists():
         looked += [Path(base) / folder for base in os.environ.get(BUNDLES_VARIABLE, "").split(os.pathsep) if base]
+        looked += [starter_bundle(name) for name in BUILT_IN if name == folder.name]
     for candidate in looked:
         if candidate.exists() or candidate.is_symlink():
             return candidate
     places = ", ".join(str(candidate) for candidate in looked)
     raise BundleError(
-        f"no bundle at {places}. Name an exported folder, or set {BUNDLES_VARIABLE} to where bundles are."
+        f"no bundle at {places}. Name an exported folder or a built-in model ({', '.join(BUILT_IN)}), "
+        f"or set {BUNDLES_VARIABLE} to where bundles are."
     )
 
 
 def open_bundle(path: str | os.PathLike[str] | None) -> Bundle:
     """Find, verify and open a bundle. Raises BundleError.
 
-    The starter came with the package, whose installer may have hard-linked it.
+    The built-in models came with the package, whose installer may have hard-linked them.
     """
-    return Bundle.open(find_bundle(path), hard_links=path is None)
+    folder = find_bundle(path)
+    return Bundle.open(folder, hard_links=folder in map(starter_bundle, BUILT_IN))
