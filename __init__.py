@@ -3,7 +3,7 @@
     import kinograph
 
     pipe = kinograph.load()  # the built-in starter model; or kinograph.load("wan-1.3b/")
-    video = pipe("a large red ball moves left on a navy background", seed=7)
+    video = pipe("a large red ball moves left on a plain navy background, flat style", seed=7)
     video.save("out.mp4")
 
 Names are imported when they are used: `import kinograph` itself loads nothing.

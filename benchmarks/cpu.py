@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT = "a large red ball moves left on a navy background"
+PROMPT = "a large red ball moves left on a plain navy background, flat style"
 
 
 def kinograph_side(options: argparse.Namespace) -> Any:

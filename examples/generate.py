@@ -4,7 +4,7 @@ import sys
 
 import kinograph
 
-prompt = sys.argv[1] if len(sys.argv) > 1 else "a large red ball moves left on a navy background"
+prompt = sys.argv[1] if len(sys.argv) > 1 else "a large red ball moves left on a plain navy background, flat style"
 with kinograph.load() as pipe:
     video = pipe(prompt, seed=7)
 video.save("generate.mp4", force=True)

@@ -17,7 +17,7 @@ from kinograph.errors import Interrupted
 from kinograph.runtime.video import VideoWriter
 
 OUTPUT = "stream.mp4"
-PROMPT = "a small yellow star circles on a teal background"
+PROMPT = "a small yellow star circles in the night sky, neon style"
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from kinograph.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.skipif(not (starter_bundle() / "bundle.json").exists(), reason="no starter bundle")
 
-PROMPT = "a large red ball moves left on a navy background"
+PROMPT = "a large red ball moves left on a plain navy background, flat style"
 SHORT = kinograph.Request(prompt=PROMPT, num_frames=5, num_inference_steps=2, seed=1)
 
 
