@@ -213,7 +213,8 @@ def main(
         click.progressbar(length=prompts, file=sys.stderr, label="generating") as bar,
     ):
         usual = pipe.resolve(kinograph.Request(prompt=captions[0]))
-        firsts = [drawing.render(s, usual.num_frames, usual.width)[0] for s in scenes] if first_frame else None
+        length, size = usual.num_frames or 1, usual.width or 0
+        firsts = [drawing.render(scene, length, size)[0] for scene in scenes] if first_frame else None
         evaluation = evaluate(
             generator(pipe, steps, guidance),
             scenes,

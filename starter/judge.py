@@ -23,19 +23,18 @@ from kinograph.starter.judge_shapes import LOOKS, Box, box_of, cut_out, look_of,
 __all__ = ["Found", "Verdict", "judge"]
 
 Frames = NDArray[np.uint8]
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 _SIDE = 64  # pixels; larger clips are averaged down to this side
 _UNIT = 32  # pixels; a clip's side is a multiple of it
 _GLANCES = 6  # frames in which clips are redrawn
-_LESSER = 0.12  # of the largest subject's area, below which something is a smudge
+_LESSER = 0.07  # of the largest subject's area, below which something is a smudge
 _INSIDE = 0.6  # of the frames in which a fringe is within the bounds of its subject
 _MOST = 4  # subjects
 _SHORTEST = 3  # frames in which a subject is seen at least
 _GONE = 0.3  # of the median area, below which a subject is out of the picture
 _FULL = 0.9  # of the greatest area, from which a subject that is never whole is as whole as it gets
-_MEAN_GROWTH = 0.85  # mean radius of a subject that grows or shrinks, in nominal radii
 _MEDIUM = 0.2  # radius between small and large
 _NOISE = 18.0  # distance in 8-bit RGB that does not count when clips are redrawn
 _GREATEST = 130.0  # distance that counts at most
@@ -147,8 +146,8 @@ def _found(weight: Array, colour: str, clear: Mask, backdrop: Backdrop) -> Found
     path[:, 2] /= models_of(genre, len(weight), False).extent[look]
     sure = whole if whole.sum() >= max(_SHORTEST, seen.sum() / 2) else seen
     motion = "spins" if spins else motion_of(path, seen, sure)
-    radius = float(path[used, 2].mean()) / (_MEAN_GROWTH if motion in ("grows", "shrinks") else 1)
-    sized = "large" if radius > _MEDIUM else "small"
+    growth = world.track(world.Actor(subject, colour, motion, 1.0, (0.0, 0.0), (0.0, 0.0)), len(path))[:, 2]
+    sized = "large" if float((path[used, 2] / growth[used]).mean()) > _MEDIUM else "small"
     return Found(subject, colour, motion, facing if subject in world.FACING else 0, sized, path, seen, steady)
 
 

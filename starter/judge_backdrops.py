@@ -16,7 +16,7 @@ from kinograph.starter import drawing, world
 
 __all__ = ["FAINT", "Backdrop", "blurred", "blurs", "levelled", "likely", "picture_of", "reduced", "squared"]
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 _SIDE = 64  # pixels; larger clips are averaged down to this side
 _COARSE = 32  # pixels; the side at which backdrops are compared
@@ -120,7 +120,7 @@ def reduced(pictures: Array, side: int) -> Array:
     factor = size // side
     if factor == 1:
         return pictures
-    return pictures.reshape(count, side, factor, side, factor, 3).mean((2, 4))
+    return np.asarray(pictures.reshape(count, side, factor, side, factor, 3).mean((2, 4)))
 
 
 def blurs(picture: Array) -> list[Array]:
@@ -143,4 +143,4 @@ def blurred(picture: Array) -> Array:
 
 def squared(apart: Array) -> Array:
     """The squared length of vectors [..., channels]: [...]."""
-    return np.einsum("...c,...c->...", apart, apart)
+    return np.asarray(np.einsum("...c,...c->...", apart, apart))

@@ -12,7 +12,7 @@ from kinograph.starter import world
 
 __all__ = ["STILL", "motion_of"]
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 STILL = 0.13  # travel, as a fraction of the picture, below which a subject stays in its place
@@ -25,12 +25,17 @@ def motion_of(path: Array, seen: Mask, whole: Mask) -> str:
     """The motion of a track [T, 3] of (x, y, radius), of which the frames `whole` are sure."""
     frames = np.flatnonzero(whole)
     sure = path[frames]
-    if np.ptp(sure[:, :2], axis=0).max() < STILL:
+    if _travel(sure) < STILL / 2 or _travel(path[seen]) < STILL:
         slope, start = np.polyfit(frames / max(len(path) - 1, 1), sure[:, 2], 1)
         ratio = max(start + slope, 1e-3) / max(start, 1e-3)
         return "grows" if ratio > _GROWS else "shrinks" if ratio < 1 / _GROWS else "stays"
     errors = {c.motion: _course_misfit(c, path, seen) for c in _courses(len(path))}
     return min(errors, key=errors.__getitem__)
+
+
+def _travel(path: Array) -> float:
+    """How far a track [T, 3] reaches, across or along."""
+    return float(np.ptp(path[:, :2], axis=0).max())
 
 
 def _course_misfit(course: _Course, path: Array, seen: Mask) -> float:
@@ -47,7 +52,7 @@ def _course_misfit(course: _Course, path: Array, seen: Mask) -> float:
         squared += float(np.square(values - values.mean() - slope * centred).mean())
     squared += _MISSING**2 * ((not seen[0]) != course.enters)
     squared += _MISSING**2 * ((not seen[-1]) != course.leaves)
-    return squared**0.5
+    return float(squared**0.5)
 
 
 @dataclass(frozen=True)

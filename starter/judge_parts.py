@@ -14,7 +14,7 @@ from kinograph.starter.judge_backdrops import FAINT, squared
 
 __all__ = ["area_of", "by_colour", "grown", "parts_of"]
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 _PALE = 0.1  # how much of a paint's missing strength counts as its being another colour

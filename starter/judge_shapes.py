@@ -14,7 +14,7 @@ from kinograph.starter.judge_parts import by_colour
 
 __all__ = ["LOOKS", "Box", "box_of", "cut_out", "look_of", "models_of"]
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 _PATCH = 20  # side of the picture in which shapes are compared
@@ -68,7 +68,7 @@ def cut_out(weight: Array, path: Array, clear: Mask) -> tuple[Array, Mask]:
     return patches, inside & (in_sight > 0.9)
 
 
-def _patches(weight: Array, centre_x: Array, centre_y: Array, extent: Array) -> tuple[Array, Array]:
+def _patches(weight: Array, centre_x: Array, centre_y: Array, extent: Array) -> tuple[Array, Mask]:
     """Square cut-outs of pictures [T, H, W] around centres, `extent` being the mean half extent; all in pixels, [T].
 
     Returns [T, patch²] values, by bilinear interpolation, and whether each is inside the picture.

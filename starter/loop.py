@@ -68,7 +68,7 @@ def _optimisers(
         {"params": groups["decayed"], "weight_decay": decay, "full_rate": rate},
         {"params": groups["others"], "weight_decay": 0.0, "full_rate": rate},
     ]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.98))]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.98), fused=True)]
     if groups["muon"]:
         muon = [{"params": groups["muon"], "weight_decay": decay, "full_rate": budget.muon_rate}]
         optimisers.append(torch.optim.Muon(muon, lr=budget.muon_rate, adjust_lr_fn="match_rms_adamw"))
@@ -173,5 +173,4 @@ class Loop:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.averaged.parameters(), self.module.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)

@@ -6,7 +6,7 @@ does, relations between two or three. A subject that was not found counts as wro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -51,6 +51,7 @@ CHANCE = {
 _TRAVEL = 0.1  # of the picture's side: the least that goes left or right
 _BINS = (4, 8, 8)  # of time, height and width, into which clips are averaged for their features
 _FEATURES = 64  # numbers a clip
+_CHANGES = 4.0  # weight of changes from frame to frame, which are smaller than colours
 _PROJECTION_SEED = 2017  # of the fixed random projection
 
 
@@ -58,7 +59,7 @@ def matched(scene: world.Scene, verdict: Verdict) -> list[Found | None]:
     """The found subject that stands for each of the scene's actors, in their order; `None` where there is none."""
     found: list[Found | None] = [*verdict.actors, *[None] * len(scene.actors)]
 
-    def agreement(order: tuple[Found | None, ...]) -> int:
+    def agreement(order: Iterable[Found | None]) -> int:
         return sum(
             2 * (one.subject == actor.subject) + 2 * (one.colour == actor.colour) + (one.motion == actor.motion)
             for actor, one in zip(scene.actors, order, strict=True)
@@ -149,13 +150,13 @@ def features(clip: Frames) -> Floats:
     """Numbers [64] that tell clips, uint8 RGB [T, H, W, 3], apart: coarse colours and changes, projected at random."""
     pictures = clip.astype(np.float32) / 255
     changes = np.abs(np.diff(pictures, axis=0)) if len(clip) > 1 else np.zeros_like(pictures)
-    coarse = np.concatenate([_averaged(pictures).ravel(), _averaged(changes).ravel()])
+    coarse = np.concatenate([_averaged(pictures).ravel(), _CHANGES * _averaged(changes).ravel()])
     rng = np.random.default_rng(_PROJECTION_SEED)
     projection = rng.standard_normal((len(coarse), _FEATURES)) / np.sqrt(_FEATURES)
     return np.asarray(coarse @ projection)
 
 
-def _averaged(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+def _averaged(pictures: NDArray[np.floating]) -> NDArray[np.floating]:
     """Pictures [T, H, W, 3] averaged into `_BINS` of time, height and width."""
     for axis, bins in enumerate(_BINS):
         edges = np.linspace(0, pictures.shape[axis], bins + 1).astype(int)
