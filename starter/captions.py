@@ -25,22 +25,37 @@ _MOVES: dict[str, tuple[str, ...]] = {  # third person first, the plain one; the
     "up left": ("moves diagonally up to the left|moving diagonally up to the left", "climbs left|climbing left"),
     "up right": ("moves diagonally up to the right|moving diagonally up to the right", "climbs right|climbing right"),
     "down left": ("moves diagonally down to the left|moving diagonally down to the left", "dives left|diving left"),
-    "down right": ("moves diagonally down to the right|moving diagonally down to the right", "dives right|diving right"),
+    "down right": (
+        "moves diagonally down to the right|moving diagonally down to the right",
+        "dives right|diving right",
+    ),
     "bounces": ("bounces|bouncing", "bounces up and down|bouncing up and down", "jumps|jumping"),
     "circles": ("circles|circling", "moves in a circle|moving in a circle", "goes round in a circle|circling round"),
     "spins": ("spins|spinning", "turns around|turning around", "rotates|rotating"),
     "grows": ("grows|growing", "gets bigger|getting bigger", "becomes larger|becoming larger"),
     "shrinks": ("shrinks|shrinking", "gets smaller|getting smaller", "becomes smaller|becoming smaller"),
     "enters left": ("enters from the left|entering from the left", "comes in from the left|coming in from the left"),
-    "enters right": ("enters from the right|entering from the right", "comes in from the right|coming in from the right"),
+    "enters right": (
+        "enters from the right|entering from the right",
+        "comes in from the right|coming in from the right",
+    ),
     "leaves left": ("leaves to the left|leaving to the left", "exits left|exiting left"),
     "leaves right": ("leaves to the right|leaving to the right", "exits right|exiting right"),
-    "stops left": ("moves left and stops midway|moving left and stopping midway", "slides left and halts|sliding left and halting"),
-    "stops right": ("moves right and stops midway|moving right and stopping midway", "slides right and halts|sliding right and halting"),
+    "stops left": (
+        "moves left and stops midway|moving left and stopping midway",
+        "slides left and halts|sliding left and halting",
+    ),
+    "stops right": (
+        "moves right and stops midway|moving right and stopping midway",
+        "slides right and halts|sliding right and halting",
+    ),
     "falls": ("falls|falling", "falls to the ground|falling to the ground", "drops|dropping"),
-    "settles": ("falls and bounces lower each time|falling and bouncing lower each time", "falls and settles|falling and settling"),
+    "settles": (
+        "falls and bounces lower each time|falling and bouncing lower each time",
+        "falls and settles|falling and settling",
+    ),
     "stays": ("stays still|staying still", "does not move|standing still", "rests|resting"),
-}  # fmt: skip
+}
 _SIZES = {"large": ("large", "big", "huge"), "small": ("small", "little", "tiny")}
 _FACINGS = {1: "facing right", -1: "facing left"}
 _BACKGROUNDS: dict[str, tuple[str, ...]] = {

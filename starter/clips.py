@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from kinograph.starter import drawing, world
 
-__all__ = ["CLASSES", "Crop", "Pool", "classes", "pixels"]
+__all__ = ["Crop", "Pool", "pixels"]
 
-CLASSES = ("background", *world.SUBJECTS)
+
+_BATCH = 64  # scenes drawn at a time
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,14 @@ def pixels(frames: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def classes(scene: world.Scene, frames: int, size: int) -> NDArray[np.uint8]:
-    """Which of `CLASSES` each pixel shows: uint8 [T, H, W]."""
-    covered = drawing.masks(scene, frames, size)
-    label = np.zeros(covered.shape[1:], np.uint8)
-    for actor, mask in zip(scene.actors, covered, strict=True):
-        label[mask > 0.5] = CLASSES.index(actor.subject)
-    return label
-
-
 class Pool:
     """`count` random training scenes, rendered once, from which batches are cut."""
 
     def __init__(self, count: int, frames: int, size: int, rng: np.random.Generator) -> None:
         self.rng = rng
         self.scenes = [world.sample(rng) for _ in range(count)]
-        self.clips = np.stack([drawing.render(scene, frames, size) for scene in self.scenes])
-        self.classes = np.stack([classes(scene, frames, size) for scene in self.scenes])
+        drawn = list(drawing.draw_batches(self.scenes, _BATCH, frames, size))
+        self.clips, self.classes = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
 
     def batch(self, crop: Crop) -> tuple[torch.Tensor, torch.Tensor]:
         """Random crops near a subject: clips [B, 3, T, H, W] from -1 to 1, and classes int64 [B, T, H, W]."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ __all__ = ["STEPS", "Teaching", "levels", "train_few_steps", "write_trajectories
 log = logging.getLogger(__name__)
 
 STEPS = 4  # of the student
-_SUBSTEPS = 4  # of the teacher to each of the student's
+_SUBSTEPS = 3  # of the teacher to each of the student's
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def _trajectories(
     x, points = noise, [noise]
     before: tuple[float, torch.Tensor] | None = None
     both = torch.cat([text, empty.expand_as(text)])
-    for first, last in zip(at, at[1:], strict=False):
+    for first, last in pairwise(at):
         grid = _between(first, last)
-        for here, there in zip(grid, grid[1:], strict=False):
+        for here, there in pairwise(grid):
             sigma = torch.full((2 * len(x),), here, device=x.device)
             told, untold = _velocity(transformer, torch.cat([x, x]), sigma, both).chunk(2)
             velocity = untold + guidance * (told - untold)

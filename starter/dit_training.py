@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import UMT5EncoderModel
 
 from kinograph.starter import captions
-from kinograph.starter.clips import CLASSES
+from kinograph.starter.drawing import CLASSES
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import FLOW_SHIFT, Layout, encode_text, make_transformer

@@ -6,18 +6,25 @@ becomes of the background's colours, never where anything is.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kinograph.starter.shapes import FEATURES, OUTLINES
-from kinograph.starter.world import BACKGROUNDS, COLOURS, WALL, Actor, Scene, track
+from kinograph.starter.world import BACKGROUNDS, COLOURS, SUBJECTS, WALL, Actor, Scene, track
 
-__all__ = ["backdrop", "coverage", "masks", "paint", "render"]
+__all__ = ["CLASSES", "backdrop", "classes", "coverage", "draw_batches", "masks", "paint", "render"]
 
 Array = NDArray[np.float32]
+
+CLASSES = ("background", *SUBJECTS)
+"""What a pixel can show."""
 
 _DARK = np.array((16, 16, 22), np.float32)
 _PAPER = np.array((246, 240, 228), np.float32)
@@ -238,3 +245,35 @@ def masks(scene: Scene, frames: int = 17, size: int = 64) -> Array:
         for later in covered[i + 1 :]:
             covered[i] = covered[i] * (1 - later)
     return np.stack(covered)
+
+
+def classes(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:
+    """Which of `CLASSES` each pixel shows: uint8 [T, H, W]."""
+    label = np.zeros((frames, size, size), np.uint8)
+    for actor, mask in zip(scene.actors, masks(scene, frames, size), strict=True):
+        label[mask > 0.5] = CLASSES.index(actor.subject)
+    return label
+
+
+def _draw_batch(frames: int, size: int, scenes: Sequence[Scene]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    clips = np.stack([render(scene, frames, size) for scene in scenes])
+    return clips, np.stack([classes(scene, frames, size) for scene in scenes])
+
+
+def draw_batches(
+    scenes: Sequence[Scene], batch: int, frames: int, size: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Clips [B, T, H, W, 3] and classes [B, T, H, W] of the scenes in order, `batch` at a time, drawn on every core.
+
+    No more than a few batches are drawn ahead of what has been taken.
+    """
+    cores = os.cpu_count() or 1
+    draw = partial(_draw_batch, frames, size)
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as workers:
+        ahead: list[Future[tuple[NDArray[np.uint8], NDArray[np.uint8]]]] = []
+        for start in range(0, len(scenes), batch):
+            ahead.append(workers.submit(draw, scenes[start : start + batch]))
+            if len(ahead) > 2 * cores:
+                yield ahead.pop(0).result()
+        for coming in ahead:
+            yield coming.result()

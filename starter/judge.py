@@ -29,7 +29,8 @@ Mask = NDArray[np.bool_]
 _SIDE = 64  # pixels; larger clips are averaged down to this side
 _UNIT = 32  # pixels; a clip's side is a multiple of it
 _GLANCES = 6  # frames in which clips are redrawn
-_LESSER = 0.07  # of the largest subject's area, below which something is a smudge
+_SMUDGE = 0.06  # of the largest subject's area, below which something is none
+_SPLINTER = 0.12  # the same for something of a larger one's colour
 _INSIDE = 0.6  # of the frames in which a fringe is within the bounds of its subject
 _MOST = 4  # subjects
 _SHORTEST = 3  # frames in which a subject is seen at least
@@ -99,10 +100,11 @@ def _actors(pictures: Array, backdrop: Backdrop) -> tuple[Found, ...]:
     if not parts:
         return ()
     parts.sort(key=lambda one: -area_of(one[1]))
-    largest = area_of(parts[0][1])
     kept: list[tuple[str, Array]] = []
     for colour, part in parts:
-        if area_of(part) >= _LESSER * largest and not any(_within(part, other) for _, other in kept):
+        alike = any(own == colour for own, _ in kept)
+        large = area_of(part) >= (_SPLINTER if alike else _SMUDGE) * area_of(parts[0][1])
+        if large and not any(_within(part, other) for _, other in kept):
             kept.append((colour, part))
     kept = kept[:_MOST]
     found = [_found(part, colour, clear, backdrop) for colour, part in kept]
@@ -214,6 +216,8 @@ def _redrawn_misfit(pictures: Array, backdrop: Backdrop, actors: tuple[Found, ..
     size = pictures.shape[1]
     behind = picture_of(backdrop, size)[0]
     chosen = np.unique(np.linspace(0, len(pictures) - 1, _GLANCES).round().astype(int))
+    if any(actor.motion == "spins" for actor in actors):
+        chosen = chosen[:1]  # where it is upright
     shift = np.median((pictures[chosen] - behind).reshape(-1, 3), axis=0)
     misfits = []
     for i in chosen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from kinograph.starter import drawing, world
-from kinograph.starter.clips import classes, pixels
+from kinograph.starter.clips import pixels
 from kinograph.starter.loop import save_atomically
 from kinograph.starter.vae_training import encode_moments, shares
 
@@ -45,26 +44,15 @@ def encode_world(
     rng = np.random.default_rng(seed)
     scenes = [world.sample(rng) for _ in range(count)]
 
-    def draw(start: int) -> tuple[np.ndarray, np.ndarray]:
-        batch = scenes[start : start + _BATCH]
-        clips = np.stack([drawing.render(scene, frames, size) for scene in batch])
-        return clips, np.stack([classes(scene, frames, size) for scene in batch])
-
     encoded, covered = [], []
-    with ThreadPoolExecutor(1) as beside:  # draws the next batch while this one is encoded
-        starts = list(range(0, count, _BATCH))
-        coming = beside.submit(draw, starts[0])
-        for start, following in zip(starts, [*starts[1:], None], strict=True):
-            clips, label = coming.result()
-            if following is not None:
-                coming = beside.submit(draw, following)
-            with torch.autocast(device.type, torch.bfloat16):
-                moments = encode_moments(vae, pixels(clips).to(device))
-            latents = moments.float().chunk(2, dim=1)[0].cpu()
-            encoded.append(latents.half())
-            covered.append(shares(torch.from_numpy(label).long(), latents.shape[2:]).half())
-            if start % (_BATCH * 50) == 0:
-                log.info("latents %d of %d", start, count)
+    for clips, label in drawing.draw_batches(scenes, _BATCH, frames, size):
+        with torch.autocast(device.type, torch.bfloat16):
+            moments = encode_moments(vae, pixels(clips).to(device))
+        latents = moments.float().chunk(2, dim=1)[0].cpu()
+        encoded.append(latents.half())
+        covered.append(shares(torch.from_numpy(label).long(), latents.shape[2:]).half())
+        if len(encoded) % 50 == 0:
+            log.info("latents %d of %d", len(encoded) * _BATCH, count)
     latents = torch.cat(encoded).float()
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     shape = (1, -1, 1, 1, 1)

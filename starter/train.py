@@ -1,9 +1,9 @@
 """`python -m kinograph.starter.train`: trains the starter model stage by stage and writes its two checkpoints.
 
-The stages are `vae`, `text`, `latents`, `decoder`, `dit`, `trajectories`, `few-steps` and `write`, in this order; without
-`--stage` all of them run. Each keeps its state in the run folder every two minutes and goes on from there; a stage whose
-time is used up ends at once, and one given more minutes than before goes on. `decoder` needs no more than `vae`, and
-`dit` no more than `text` and `latents`: those two may run side by side.
+The stages are `vae`, `text`, `latents`, `decoder`, `dit`, `trajectories`, `few-steps` and `write`, in this order;
+without `--stage` all of them run. Each keeps its state in the run folder every two minutes and goes on from there; a
+stage whose time is used up ends at once, and one given more minutes than before goes on. `decoder` needs no more than
+`vae`, and `dit` no more than `text` and `latents`: those two may run side by side.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ __all__ = ["STAGES", "Run", "main"]
 
 
 _CPU = torch.device("cpu")
-_GUIDANCE = 3.0  # of the few-step variant's teacher
 _FEW_STEPS = "-few-steps"  # after the checkpoint's name
 
 
@@ -42,23 +41,24 @@ class Run:
     checkpoint: Path
     layout: model.Layout = model.LAYOUTS["cpu"]
     seed: int = 0
-    clips: int = 14_000
-    trajectories: int = 3_000
+    clips: int = 12_000
+    trajectories: int = 1_600
+    guidance: float = 3.0
     scale: int = 1
-    vae_minutes: float = 23.0
-    decoder_minutes: float = 10.0
+    vae_minutes: float = 30.0
+    decoder_minutes: float = 8.0
     text_minutes: float = 9.0
-    dit_minutes: float = 75.0
-    few_steps_minutes: float = 8.0
+    dit_minutes: float = 57.0
+    few_steps_minutes: float = 7.0
     device: torch.device = _CPU
 
 
 def _vae(run: Run) -> AutoencoderKLWan:
-    return train_vae(run.folder, Budget(run.vae_minutes, 2e-3), _clips(run))
+    return train_vae(run.folder, Budget(run.vae_minutes, 2e-3, muon_rate=4e-3), _clips(run))
 
 
 def _decoder(run: Run) -> AutoencoderKLWan:
-    return train_decoder(run.folder, Budget(run.decoder_minutes, 1e-3), _clips(run), _vae(run))
+    return train_decoder(run.folder, Budget(run.decoder_minutes, 1.5e-3, muon_rate=3e-3), _clips(run), _vae(run))
 
 
 def _clips(run: Run) -> Clips:
@@ -95,7 +95,7 @@ def _trajectories(run: Run) -> None:
     path = run.folder / "trajectories.pt"
     if not path.exists():
         shape = tuple(load_cache(run.folder / "latents.pt").latents.shape[1:])
-        teaching = Teaching(run.trajectories, _GUIDANCE, shape, run.seed, 32 * run.scale, run.device)
+        teaching = Teaching(run.trajectories, run.guidance, shape, run.seed, 32 * run.scale, run.device)
         write_trajectories(path, _dit(run).eval(), teaching)
 
 
@@ -148,6 +148,7 @@ STAGES: dict[str, Callable[[Run], object]] = {
 )
 @click.option("--clips", default=Run.clips, show_default=True, help="Clips in the cache of latents.")
 @click.option("--trajectories", default=Run.trajectories, show_default=True, help="Clips the few-step teacher makes.")
+@click.option("--guidance", default=Run.guidance, show_default=True, help="Guidance scale of the few-step teacher.")
 @click.option("--scale", default=Run.scale, show_default=True, help="Multiplies the batch sizes; 8 or more on a GPU.")
 @click.option("--vae-minutes", default=Run.vae_minutes, show_default=True)
 @click.option("--decoder-minutes", default=Run.decoder_minutes, show_default=True)

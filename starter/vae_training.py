@@ -1,8 +1,8 @@
 """The first stage, the video VAE: from single frames to crops of clips to whole clips; then its decoder alone.
 
 Its latents are made for a small transformer to learn. Noise is added to them before they are decoded, so that what
-matters is written large and the decoder snaps what is nearly right into shape (as in latent denoising, Yang et al. 2025,
-arXiv:2507.15856); and a linear head reads from each latent cell which subjects it shows, so that those are linear
+matters is written large and the decoder snaps what is nearly right into shape (as in latent denoising, Yang et al.
+2025, arXiv:2507.15856); and a linear head reads from each latent cell which subjects it shows, so that those are linear
 directions of the latents rather than something to be decoded (as in VA-VAE, Yao et al. 2025, arXiv:2501.01423).
 """
 
@@ -20,7 +20,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn import functional
 
-from kinograph.starter.clips import CLASSES, Crop, Pool
+from kinograph.starter.clips import Crop, Pool
+from kinograph.starter.drawing import CLASSES
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import LATENT_CHANNELS, Layout, make_vae
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _KL_WEIGHT = 1e-4  # per latent value: keeps latents near unit scale without blurring
 _HEAD_WEIGHT = 0.1  # of reading the subjects from the latents
+_EDGES = 1.0  # of neighbouring pixels' differences: keeps textures that are too faint for plain L1
 _FOREGROUND = 5.0  # extra weight of the subjects' pixels
 _SWEPT = 1.5  # extra weight of pixels that a subject touches at any time in the clip
 _WIDE = 1.5  # share of the subjects' mask grown by one pixel
@@ -86,7 +88,9 @@ def shares(label: torch.Tensor, cells: torch.Size) -> torch.Tensor:
 
 
 def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Foreground-weighted L1 and L2, KL, and the head's cross-entropy; and the decoded clips [B, 3, T, H, W]."""
+    """Foreground-weighted L1 and L2, L1 of the differences between neighbouring pixels (Mathieu et al. 2016,
+    arXiv:1511.05440), KL, and the head's cross-entropy; and the decoded clips [B, 3, T, H, W].
+    """
     vae = module["vae"]
     with torch.autocast(clips.device.type, torch.bfloat16):
         moments = encode_moments(vae, clips)
@@ -101,10 +105,13 @@ def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tu
     mask = (label > 0).float().unsqueeze(1)
     wide = functional.max_pool3d(mask, (1, 3, 3), 1, (0, 1, 1))
     weight = 1 + _FOREGROUND * (mask + _WIDE * (wide - mask)) + _SWEPT * wide.amax(2, keepdim=True)
-    difference = (decoded - clips).abs() + 0.5 * (decoded - clips).square()
+    error = decoded - clips
+    difference = error.abs() + 0.5 * error.square()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     seen = functional.cross_entropy(scores.float(), shares(label, scores.shape[2:]))
-    return (difference * weight).mean() / weight.mean() + _KL_WEIGHT * kl + _HEAD_WEIGHT * seen, decoded
+    pictures = (difference * weight).mean() / weight.mean() + _EDGES * edges
+    return pictures + _KL_WEIGHT * kl + _HEAD_WEIGHT * seen, decoded
 
 
 def _crop(progress: float, step: int, layout: Layout, scale: int) -> Crop:
@@ -157,7 +164,7 @@ def train_decoder(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLW
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     loop = Loop(_module(vae).to(data.device), budget, folder / "decoder.pt", _is_muon)
-    _fit(loop, data, start=_PHASES[0])
+    _fit(loop, data, start=_PHASES[1])
     return loop.averaged["vae"]
 
 

@@ -1,6 +1,6 @@
 """The procedural world that the starter model is trained on: who is in a clip, how each of them moves, and where.
 
-A `Scene` is everything that decides a clip; `sample` draws one. `captions` puts it into words and `drawing` into frames.
+A `Scene` is everything that decides a clip; `sample` draws one. `captions` puts it into words, `drawing` into frames.
 Positions and radii are fractions of the picture's side, x to the right and y downwards; time runs from 0 to 1.
 """
 
