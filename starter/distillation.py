@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from torch import nn
 from torch.nn.attention import sdpa_kernel
 
 from kinograph.starter import captions, world
 from kinograph.starter.dit_training import attention, is_muon
 from kinograph.starter.loop import Budget, Loop, save_atomically
-from kinograph.starter.model import FLOW_SHIFT, encode_text
+from kinograph.starter.model import FLOW_SHIFT, encode_text, few_steps_scheduler
 from kinograph.starter.text_training import world_tokenizer
 
 __all__ = ["STEPS", "Teaching", "levels", "train_few_steps", "write_trajectories"]
@@ -45,11 +45,11 @@ class Teaching:
     device: torch.device
 
 
-def levels() -> torch.Tensor:
-    """The student's noise levels, those of diffusers' Euler scheduler with this number of steps: float [STEPS + 1]."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
+def levels() -> tuple[torch.Tensor, torch.Tensor]:
+    """The student's noise levels, [STEPS + 1], and the timesteps it is given at them, [STEPS]; float32."""
+    scheduler = few_steps_scheduler()
     scheduler.set_timesteps(STEPS)
-    return scheduler.sigmas.float()
+    return scheduler.sigmas.float(), scheduler.timesteps.float()
 
 
 def _between(first: float, last: float) -> list[float]:
@@ -60,11 +60,11 @@ def _between(first: float, last: float) -> list[float]:
 
 
 def _velocity(
-    transformer: WanTransformer3DModel, latents: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor
+    transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
 ) -> torch.Tensor:
-    """The velocity of latents [B, C, F, H, W] at noise levels [B], float32."""
+    """The velocity of latents [B, C, F, H, W] at timesteps [B], 0 to 1000; float32."""
     tokens = latents.shape[2] * (latents.shape[3] // 2) * (latents.shape[4] // 2)
-    timesteps = (1000 * sigma)[:, None].expand(-1, tokens)
+    timesteps = timestep[:, None].expand(-1, tokens)
     with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(attention(latents.device)):
         return transformer(latents, timesteps, text, return_dict=False)[0].float()
 
@@ -74,15 +74,15 @@ def _trajectories(
     transformer: WanTransformer3DModel, noise: torch.Tensor, text: torch.Tensor, empty: torch.Tensor, guidance: float
 ) -> torch.Tensor:
     """Guided trajectories at the student's levels, [B, STEPS + 1, C, F, H, W], by two-step Adams-Bashforth."""
-    at = levels().tolist()
+    at = levels()[0].tolist()
     x, points = noise, [noise]
     before: tuple[float, torch.Tensor] | None = None
     both = torch.cat([text, empty.expand_as(text)])
     for first, last in pairwise(at):
         grid = _between(first, last)
         for here, there in pairwise(grid):
-            sigma = torch.full((2 * len(x),), here, device=x.device)
-            told, untold = _velocity(transformer, torch.cat([x, x]), sigma, both).chunk(2)
+            timestep = torch.full((2 * len(x),), 1000 * here, device=x.device)
+            told, untold = _velocity(transformer, torch.cat([x, x]), timestep, both).chunk(2)
             velocity = untold + guidance * (told - untold)
             step = there - here
             slope = velocity if before is None else velocity + 0.5 * step / before[0] * (velocity - before[1])
@@ -116,7 +116,8 @@ def train_few_steps(
     """Train the student within the budget, from the teacher's weights, and return its averaged weights."""
     torch.manual_seed(seed)
     state = torch.load(trajectories, weights_only=True, mmap=True)
-    points, texts, at = state["points"], state["text"], levels()
+    points, texts = state["points"], state["text"]
+    sigmas, timesteps = levels()
     device = next(teacher.parameters()).device
     module = nn.ModuleDict({"transformer": teacher.requires_grad_(True)})
     loop = Loop(module, budget, folder / "few_steps.pt", is_muon)
@@ -127,7 +128,7 @@ def train_few_steps(
         chosen = torch.from_numpy(rng.integers(len(points), size=batch))
         step = torch.from_numpy(rng.integers(STEPS, size=batch))
         here, there = points[chosen, step].float().to(device), points[chosen, step + 1].float().to(device)
-        sigma, following = at[step].to(device), at[step + 1].to(device)
-        line = (there - here) / (following - sigma).view(-1, 1, 1, 1, 1)
-        loop.update((_velocity(teacher, here, sigma, texts[chosen].float().to(device)) - line).square().mean())
+        line = (there - here) / (sigmas[step + 1] - sigmas[step]).view(-1, 1, 1, 1, 1).to(device)
+        velocity = _velocity(teacher, here, timesteps[step].to(device), texts[chosen].float().to(device))
+        loop.update((velocity - line).square().mean())
     return loop.averaged["transformer"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import WanTransformer3DModel
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,7 +22,7 @@ from kinograph.starter import captions
 from kinograph.starter.drawing import CLASSES
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import FLOW_SHIFT, Layout, encode_text, make_transformer
+from kinograph.starter.model import FLOW_SHIFT, encode_text
 from kinograph.starter.text_training import world_tokenizer
 
 __all__ = ["attention", "given_frames", "is_muon", "train_dit"]
@@ -126,7 +127,7 @@ def train_dit(
     budget: Budget,
     cache: Cache,
     text_encoder: UMT5EncoderModel,
-    layout: Layout,
+    transformer: WanTransformer3DModel,
     *,
     seed: int,
     batch: int,
@@ -135,14 +136,12 @@ def train_dit(
     """Train transformer and text encoder within the budget, resuming from `folder`; returns their averaged weights."""
     torch.manual_seed(seed)
     tokenizer = world_tokenizer()
-    transformer = make_transformer(layout)
-    nn.init.zeros_(transformer.proj_out.weight)
-    nn.init.zeros_(transformer.proj_out.bias)
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     module = nn.ModuleDict(
         {
             "transformer": transformer,
             "text_encoder": text_encoder.requires_grad_(True),
-            "naming": nn.Linear(layout.width, _PATCH * _PATCH * len(CLASSES)),
+            "naming": nn.Linear(width, _PATCH * _PATCH * len(CLASSES)),
         }
     ).to(device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)

@@ -104,8 +104,8 @@ class Loop:
 
     @property
     def progress(self) -> float:
-        """Share of the time budget used, 0 to 1."""
-        return min(1.0, self.seconds / max(1e-6, self.budget.minutes * 60))
+        """Share of the time budget used, 0 to 1; a budget of nothing is used up."""
+        return min(1.0, self.seconds / (self.budget.minutes * 60)) if self.budget.minutes > 0 else 1.0
 
     def steps(self) -> Iterator[float]:
         """Progress before each step, until the budget is used up; the state is saved on the way and at the end."""

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from kinograph.starter import captions, world
 from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import TEXT_DIM, encode_text, make_text_encoder, make_tokenizer
+from kinograph.starter.model import TEXT_DIM, encode_text, make_tokenizer
 
 __all__ = ["labels", "train_text", "world_tokenizer"]
 
@@ -80,14 +80,16 @@ def labels(scenes: Sequence[world.Scene], texts: Sequence[str], length: int) -> 
     return {name: torch.tensor(rows) for name, rows in found.items()}
 
 
-def train_text(folder: Path, budget: Budget, *, seed: int, device: torch.device) -> UMT5EncoderModel:
+def train_text(
+    folder: Path, budget: Budget, encoder: UMT5EncoderModel, *, seed: int, device: torch.device
+) -> UMT5EncoderModel:
     """Train the text encoder within the budget, resuming from `folder`, and return its averaged weights."""
     rng = np.random.default_rng((seed, 1))
     torch.manual_seed(seed)
     tokenizer = world_tokenizer()
     sizes = {name: count for name, (count, _) in (*_SCENE.items(), *_ACTOR.items())} | {"place": _PLACES}
     heads = nn.ModuleDict({name: nn.Linear(TEXT_DIM, count) for name, count in sizes.items()})
-    module = nn.ModuleDict({"encoder": make_text_encoder(len(tokenizer)), "heads": heads}).to(device)
+    module = nn.ModuleDict({"encoder": encoder, "heads": heads}).to(device)
     loop = Loop(module, budget, folder / "text.pt")
     for _ in loop.steps():
         scenes = [world.sample(rng) for _ in range(_BATCH)]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import click
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
+from transformers import UMT5EncoderModel
 
 from kinograph.starter import model
 from kinograph.starter.distillation import Teaching, train_few_steps, write_trajectories
@@ -35,10 +36,14 @@ _FEW_STEPS = "-few-steps"  # after the checkpoint's name
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained and with how much: layout, minutes a stage, batch sizes as multiples of the CPU's."""
+    """What is trained and with how much: layout, minutes a stage, batch sizes as multiples of the CPU's.
+
+    `start` is a checkpoint, of the same layout, to go on from; without it everything begins from random weights.
+    """
 
     folder: Path
     checkpoint: Path
+    start: Path | None = None
     layout: model.Layout = model.LAYOUTS["cpu"]
     seed: int = 0
     clips: int = 12_000
@@ -54,7 +59,11 @@ class Run:
 
 
 def _vae(run: Run) -> AutoencoderKLWan:
-    return train_vae(run.folder, Budget(run.vae_minutes, 2e-3, muon_rate=4e-3), _clips(run))
+    if run.start is None:
+        vae = model.make_vae(run.layout)
+    else:
+        vae = AutoencoderKLWan.from_pretrained(run.start, subfolder="vae", torch_dtype=torch.float32)
+    return train_vae(run.folder, Budget(run.vae_minutes, 2e-3, muon_rate=4e-3), _clips(run), vae)
 
 
 def _decoder(run: Run) -> AutoencoderKLWan:
@@ -66,7 +75,11 @@ def _clips(run: Run) -> Clips:
 
 
 def _text(run: Run) -> nn.Module:
-    return train_text(run.folder, Budget(run.text_minutes, 2e-3), seed=run.seed, device=run.device)
+    if run.start is None:
+        encoder = model.make_text_encoder(len(world_tokenizer()))
+    else:
+        encoder = UMT5EncoderModel.from_pretrained(run.start, subfolder="text_encoder", torch_dtype=torch.float32)
+    return train_text(run.folder, Budget(run.text_minutes, 2e-3), encoder, seed=run.seed, device=run.device)
 
 
 def _latents(run: Run) -> None:
@@ -86,8 +99,14 @@ def _latents(run: Run) -> None:
 def _dit(run: Run) -> nn.ModuleDict:
     cache = load_cache(run.folder / "latents.pt")
     budget = Budget(run.dit_minutes, 2e-3, ema=0.9985)
+    if run.start is None:
+        transformer = model.make_transformer(run.layout)
+    else:
+        transformer = WanTransformer3DModel.from_pretrained(
+            run.start, subfolder="transformer", torch_dtype=torch.float32
+        )
     return train_dit(
-        run.folder, budget, cache, _text(run), run.layout, seed=run.seed, batch=32 * run.scale, device=run.device
+        run.folder, budget, cache, _text(run), transformer, seed=run.seed, batch=32 * run.scale, device=run.device
     )
 
 
@@ -138,6 +157,11 @@ STAGES: dict[str, Callable[[Run], object]] = {
     default="starter-checkpoint",
     show_default=True,
     help=f"Result; the few-step variant goes beside it, with {_FEW_STEPS} after its name.",
+)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Go on from this checkpoint; give a stage 0 minutes to leave its part as it is.",
 )
 @click.option(
     "--layout",

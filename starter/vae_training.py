@@ -23,7 +23,7 @@ from torch.nn import functional
 from kinograph.starter.clips import Crop, Pool
 from kinograph.starter.drawing import CLASSES
 from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import LATENT_CHANNELS, Layout, make_vae
+from kinograph.starter.model import LATENT_CHANNELS, Layout
 
 __all__ = ["Clips", "decode_unclamped", "encode_moments", "psnr", "shares", "train_decoder", "train_vae"]
 
@@ -149,10 +149,10 @@ def _is_muon(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim in _LAST and ("encoder." in name or "decoder." in name) and "conv_" not in name
 
 
-def train_vae(folder: Path, budget: Budget, data: Clips) -> AutoencoderKLWan:
+def train_vae(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan) -> AutoencoderKLWan:
     """Train the whole VAE within the budget, resuming from `folder`, and return its averaged weights."""
     torch.manual_seed(data.seed)
-    loop = Loop(_module(make_vae(data.layout)).to(data.device), budget, folder / "vae.pt", _is_muon)
+    loop = Loop(_module(vae).to(data.device), budget, folder / "vae.pt", _is_muon)
     _fit(loop, data, start=0.0)
     return loop.averaged["vae"]
 

@@ -73,6 +73,26 @@ def test_the_shipped_layout_fits_its_bundle() -> None:
     assert sum(p.numel() for part in parts for p in part.parameters()) * 4 <= 38_000_000  # bytes, in float32
 
 
+def test_training_goes_on_from_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    from kinograph.starter.train import STAGES, Run
+
+    run = Run(
+        folder=tmp_path / "run",
+        checkpoint=tmp_path / "checkpoint",
+        start=trained / "checkpoint",
+        layout=TINY,
+        clips=32,
+        vae_minutes=0,
+        text_minutes=0,
+        dit_minutes=MINUTES,
+    )
+    for name in ("latents", "dit"):
+        STAGES[name](run)
+    before, after = (torch.load(folder / "run" / "vae.pt", weights_only=True) for folder in (trained, tmp_path))
+    kept = "vae.encoder.conv_in.weight"
+    assert torch.equal(after["averaged"][kept], before["averaged"][kept].half().float())
+
+
 def test_given_frames_always_leave_one_to_make() -> None:
     from kinograph.starter.dit_training import given_frames
 
@@ -123,17 +143,19 @@ def test_every_token_names_its_own_subject() -> None:
             assert places[at] == number
 
 
-def test_the_students_levels_are_those_of_its_scheduler() -> None:
-    from kinograph.runtime.solvers import solver_from_scheduler_config
+def test_the_students_levels_are_those_it_will_be_run_with() -> None:
+    from kinograph.runtime.solvers import schedule, solver_from_scheduler_config
     from kinograph.starter.distillation import STEPS, levels
+    from kinograph.starter.model import few_steps_scheduler
 
-    solver = solver_from_scheduler_config(
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}
-    )
-    table = solver.table(STEPS) if hasattr(solver, "table") else None
-    at = levels()
-    assert len(at) == STEPS + 1 and at[0] == 1 and at[-1] == 0
-    assert table is None or len(table.sigmas) >= STEPS
+    config = dict(few_steps_scheduler().config) | {"_class_name": "DPMSolverMultistepScheduler"}
+    steps = schedule(solver_from_scheduler_config(config), STEPS)
+    sigmas, timesteps = levels()
+    assert [step.timestep for step in steps] == timesteps.tolist()
+    assert np.allclose([*(step.sigma for step in steps), 0], sigmas, atol=1e-6)
+    for step in steps:  # Euler's: x′ = x + (σ′ − σ)·v
+        row = step.coefficients[0]
+        assert np.isclose(row[0], 1, atol=1e-6) and np.isclose(row[-2], step.sigma_next - step.sigma, atol=1e-6)
 
 
 def test_tokenizer_keeps_the_worlds_words_whole() -> None:
