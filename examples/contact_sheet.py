@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 import kinograph
 
 PROMPTS = (
-    "a large red ball moves left on a navy background",
-    "a small yellow star moves right on a black background",
-    "a large green cat face moves up on a navy background",
-    "a large blue square bounces on a white background",
-    "a small pink heart circles on a teal background",
-    "a large orange triangle grows on a gray background",
+    "a large orange cat facing right bounces on a plain navy background, flat style",
+    "a red car moves right above a blue star that spins in the night sky, neon style",
+    "a yellow bird moves right behind a wall in front of hills, watercolour",
+    "a red ball rolls right and hits a blue ball that rolls on on a gradient background, flat style",
+    "a pink heart bounces left of a green triangle that shrinks on a striped background, chalkboard style",
+    "a red fish moves up, a cyan star spins and a lime ball bounces, from left to right over the sea, pixel art",
 )
 SHOWN, SIDE, CAPTION, GAP = 6, 128, 26, 4  # frames a row, then pixels
 PAPER, INK = "#ffffff", "#24292f"

@@ -201,8 +201,8 @@ def encode_text(
 def few_steps_scheduler() -> DPMSolverMultistepScheduler:
     """The few-step variant's scheduler: of first order, which makes it Euler's method on the flow.
 
-    diffusers' own `FlowMatchEulerDiscreteScheduler` puts its last step but the end at σ = 0.009, which would leave three
-    of four steps for the whole way; this one's levels are evenly spaced before the flow shift.
+    diffusers' own `FlowMatchEulerDiscreteScheduler` puts its last step but the end at σ = 0.009, which would leave
+    three of four steps for the whole way; this one's levels are evenly spaced before the flow shift.
     """
     return DPMSolverMultistepScheduler(solver_order=1, **_FLOW)
 
