@@ -17,7 +17,7 @@ from kinograph.runtime.locate import open_bundle
 
 device = FakeDevice()
 with kinograph.Pipeline(open_bundle(sys.argv[1] if len(sys.argv) > 1 else None), device) as pipe:
-    request = kinograph.Request(prompt="a large red ball moves left on a plain navy background, flat style", num_inference_steps=3)
+    request = kinograph.Request(prompt="a large red ball moves left", num_inference_steps=3)
     for event in pipe.run(request):
         if isinstance(event, kinograph.StageStarted):
             print(event.name)
