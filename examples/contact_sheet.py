@@ -14,11 +14,11 @@ import kinograph
 
 PROMPTS = (
     "a large orange cat facing right bounces on a plain navy background, flat style",
-    "a red car moves right above a blue star that spins in the night sky, neon style",
-    "a yellow bird moves right behind a wall in front of hills, watercolour",
-    "a red ball rolls right and hits a blue ball that rolls on on a gradient background, flat style",
-    "a pink heart bounces left of a green triangle that shrinks on a striped background, chalkboard style",
-    "a red fish moves up, a cyan star spins and a lime ball bounces, from left to right over the sea, pixel art",
+    "a large yellow star moves right in the night sky, neon style",
+    "a large red heart falls over the sea, watercolour",
+    "a large green triangle moves left on a striped background, chalkboard style",
+    "a cyan square moves right behind a wall on a plain black background, outline style",
+    "a large pink ball moves diagonally up to the right in front of hills, flat style",
 )
 SHOWN, SIDE, CAPTION, GAP = 6, 128, 26, 4  # frames a row, then pixels
 PAPER, INK = "#ffffff", "#24292f"
