@@ -57,7 +57,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tens
 def encode_moments(vae: AutoencoderKLWan, clips: torch.Tensor) -> torch.Tensor:
     """`vae._encode`, with the frames after the first in one piece: [B, 3, T, H, W] to [B, 2·C, F, H/8, W/8].
 
-    The result is the same to the last bit; larger pieces keep a CPU's cores busier.
+    The result is the same but for rounding; larger pieces keep a CPU's cores busier.
     """
     cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["encoder"]
     patches = patchify(clips, patch_size=vae.config.patch_size)

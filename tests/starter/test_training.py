@@ -88,9 +88,11 @@ def test_training_goes_on_from_a_checkpoint(trained: Path, tmp_path: Path) -> No
     )
     for name in ("latents", "dit"):
         STAGES[name](run)
-    before, after = (torch.load(folder / "run" / "vae.pt", weights_only=True) for folder in (trained, tmp_path))
-    kept = "vae.encoder.conv_in.weight"
-    assert torch.equal(after["averaged"][kept], before["averaged"][kept].half().float())
+    before, after = (
+        torch.load(folder / "run" / "latents.pt", weights_only=True)["mean"] for folder in (trained, tmp_path)
+    )
+    assert np.allclose(before, after, atol=0.02)  # the same VAE, in half precision meanwhile
+    assert torch.load(tmp_path / "run" / "dit.pt", weights_only=True)["step"] > 0
 
 
 def test_given_frames_always_leave_one_to_make() -> None:
@@ -112,9 +114,10 @@ def test_larger_pieces_encode_and_decode_the_same() -> None:
     clips = torch.rand(1, 3, 13, 32, 32) * 0.5 - 0.25
     with torch.no_grad():
         moments = encode_moments(vae, clips)
-        assert torch.equal(moments, vae._encode(clips))
+        assert torch.allclose(moments, vae._encode(clips), atol=1e-5)
         latents = moments.chunk(2, dim=1)[0]
-        assert torch.equal(decode_unclamped(vae, latents).clamp(-1, 1), vae.decode(latents).sample)
+        decoded = decode_unclamped(vae, latents).clamp(-1, 1)
+        assert torch.allclose(decoded, vae.decode(latents).sample, atol=1e-5)
 
 
 def test_convolutions_are_trained_in_place_by_muon() -> None:
