@@ -39,6 +39,7 @@ class Budget:
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """`torch.save` to a temporary sibling, then rename: whoever reads `path` sees a whole file or the previous one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
@@ -146,7 +147,6 @@ class Loop:
 
     def save(self) -> None:
         """Write everything needed to go on from here."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "module": self.module.state_dict(),
             "averaged": self.averaged.state_dict(),
