@@ -140,8 +140,7 @@ def _pair(scene: Scene, words: _Words) -> str:
 def _row(scene: Scene, words: _Words) -> str:
     left, middle, right = scene.actors
     if words.whether(0.4):
-        outer = [left, right]
-        return f"{words.clause(middle)} between {words.relative(outer[0])} and {words.relative(outer[1])}"
+        return f"{words.clause(middle)} between {words.relative(left)} and {words.relative(right)}"
     listed = f"{words.clause(left)}, {words.clause(middle)} and {words.clause(right)}"
     return f"{listed}, from left to right"
 

@@ -32,7 +32,7 @@ class Sampling:
 
     size: int = 64
     frames: int = 17
-    steps: int = 20
+    steps: int = 24
     guidance: float = 3.0
 
 
