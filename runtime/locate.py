@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from kinograph.bundle import Bundle
+from kinograph.bundle.manifest_check import MANIFEST_NAME
 from kinograph.errors import BundleError
 
 __all__ = ["BUILT_IN", "BUNDLES_VARIABLE", "find_bundle", "open_bundle", "starter_bundle"]
@@ -22,17 +23,19 @@ def starter_bundle(name: str = "starter") -> Path:
 
 def find_bundle(path: str | os.PathLike[str] | None) -> Path:
     """The folder `path` stands for: None is the starter, a path is itself, a bare name is looked up, where no such
-    folder is at hand, in KINOGRAPH_BUNDLES (folders separated like PATH) and then among the built-in models.
+    folder is at hand, in KINOGRAPH_BUNDLES (folders separated like PATH) and then among the built-in models. A folder
+    that has a built-in model's name but is no bundle, such as this package's own `starter/`, does not hide the model.
 
     Raises BundleError naming every place that was looked at.
     """
     if path is None:
         return starter_bundle()
-    folder = Path(path)
-    looked = [folder]
-    if folder.name == os.fspath(path) and not folder.exists():
+    folder, name = Path(path), os.fspath(path)
+    no_bundle = name in BUILT_IN and not (folder / MANIFEST_NAME).exists()
+    looked = [] if no_bundle else [folder]
+    if no_bundle or (folder.name == name and not folder.exists()):
         looked += [Path(base) / folder for base in os.environ.get(BUNDLES_VARIABLE, "").split(os.pathsep) if base]
-        looked += [starter_bundle(name) for name in BUILT_IN if name == folder.name]
+        looked += [starter_bundle(known) for known in BUILT_IN if known == name]
     for candidate in looked:
         if candidate.exists() or candidate.is_symlink():
             return candidate

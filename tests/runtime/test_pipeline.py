@@ -14,7 +14,7 @@ from kinograph.engines.fake import FakeDevice
 from kinograph.engines.ort import OrtDevice
 from kinograph.errors import BundleError, EngineError, NumericError, RequestError, UsageError
 from kinograph.runtime.codec import decode, encode
-from kinograph.runtime.locate import open_bundle, starter_bundle
+from kinograph.runtime.locate import BUILT_IN, find_bundle, open_bundle, starter_bundle
 from kinograph.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.skipif(not (starter_bundle() / "bundle.json").exists(), reason="no starter bundle")
@@ -31,6 +31,17 @@ def test_one_seed_makes_one_video() -> None:
     assert np.array_equal(first.frames, again.frames)
     assert not np.array_equal(first.frames, other.frames)
     assert first.metadata["prompt"] == PROMPT
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_a_folder_that_is_no_bundle_does_not_hide_a_built_in_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert find_bundle(name) == starter_bundle(name)
+    (tmp_path / name / "bundle.json").touch()
+    assert find_bundle(name) == Path(name)
 
 
 def test_events_come_in_order() -> None:
