@@ -21,7 +21,7 @@ from torch.nn.attention import sdpa_kernel
 
 from kinograph.starter import captions, world
 from kinograph.starter.dit_training import attention, is_muon
-from kinograph.starter.loop import Budget, Loop, save_atomically
+from kinograph.starter.loop import Budget, Loop, mixed_precision, save_atomically
 from kinograph.starter.model import FLOW_SHIFT, encode_text, few_steps_scheduler
 from kinograph.starter.text_training import world_tokenizer
 
@@ -65,7 +65,7 @@ def _velocity(
     """The velocity of latents [B, C, F, H, W] at timesteps [B], 0 to 1000; float32."""
     tokens = latents.shape[2] * (latents.shape[3] // 2) * (latents.shape[4] // 2)
     timesteps = timestep[:, None].expand(-1, tokens)
-    with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(attention(latents.device)):
+    with mixed_precision(latents.device), sdpa_kernel(attention(latents.device)):
         return transformer(latents, timesteps, text, return_dict=False)[0].float()
 
 

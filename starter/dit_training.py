@@ -3,11 +3,16 @@
 Beside the velocity it learns, halfway through its blocks, to name what each of its tokens will show once the noise is
 gone. That is known here for every clip, and it makes layout and identity come early (as representation alignment does
 for large models, Yu et al. 2024, arXiv:2410.06940); the head that names it is not part of the model.
+
+Another head, after the second block, tells where in the clip a token is. Wan's transformer has no absolute positions,
+only rotary ones in self-attention, and in pure noise nothing but the absence of a neighbour tells a border from the
+middle. Unless that is learnt, "on the left" means nothing while the layout is decided, and who stands where is chance.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +26,7 @@ from transformers import UMT5EncoderModel
 from kinograph.starter import captions
 from kinograph.starter.drawing import CLASSES
 from kinograph.starter.latents import Cache
-from kinograph.starter.loop import Budget, Loop
+from kinograph.starter.loop import Budget, Loop, mixed_precision
 from kinograph.starter.model import FLOW_SHIFT, encode_text
 from kinograph.starter.text_training import world_tokenizer
 
@@ -32,6 +37,8 @@ log = logging.getLogger(__name__)
 _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-free guidance
 _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: where noise hides them it would bias
 _NAMING_WEIGHT = 0.1  # of the cross-entropy of the classes that each token's cells will show
+_PLACE_WEIGHT = 0.1  # of the cross-entropy of each token's frame, row and column
+_PLACED = 1  # the block after which they are told
 _GIVEN = {"none": 0.8, "first": 0.11, "start": 0.03, "end": 0.03, "both ends": 0.03}
 _PATCH = 2  # side of a token in latent cells
 
@@ -63,15 +70,38 @@ def attention(device: torch.device) -> SDPBackend:
     return SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
 
 
-class _Halfway:
-    """Keeps the hidden states [B, S, D] that a transformer's middle block last gave."""
+class _Hidden:
+    """Keeps the hidden states [B, S, D] that one of a transformer's blocks last gave."""
 
-    def __init__(self, blocks: nn.ModuleList) -> None:
-        self.hidden = torch.empty(0)
-        blocks[len(blocks) // 2 - 1].register_forward_hook(self._keep)
+    def __init__(self, block: nn.Module) -> None:
+        self.states = torch.empty(0)
+        block.register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        self.hidden = output
+        self.states = output
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """What training reads its heads' inputs from: after an early block, and halfway."""
+
+    early: _Hidden
+    halfway: _Hidden
+
+
+def _places(grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    """Every token's frame, row and column in a grid of tokens: int64 [S, 3]."""
+    return torch.cartesian_prod(*(torch.arange(side, device=device) for side in grid))
+
+
+def _place_loss(scores: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    """Cross-entropy of scores [B, S, F + H + W] against every token's place; the mean of the three."""
+    truth = _places(grid, scores.device)
+    parts = scores.float().split(list(grid), dim=-1)
+    losses = [
+        functional.cross_entropy(part.flatten(0, 1), truth[:, i].repeat(len(scores))) for i, part in enumerate(parts)
+    ]
+    return torch.stack(losses).mean()
 
 
 def _batch(
@@ -94,15 +124,15 @@ def _tokens(cells: torch.Tensor) -> torch.Tensor:
 
 def _loss(
     module: nn.ModuleDict,
-    halfway: _Halfway,
+    heads: _Heads,
     text: torch.Tensor,
     latents: torch.Tensor,
     covered: torch.Tensor,
     given: torch.Tensor,
-) -> tuple[torch.Tensor, float]:
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Flow matching (Lipman et al. 2022, arXiv:2210.02747): x = (1 − σ)·latents + σ·noise, target noise − latents.
 
-    Given frames stay clean at timestep 0 and carry no loss. Also returns the cross-entropy of the naming head.
+    Given frames stay clean at timestep 0 and carry no loss. Also returns the heads' cross-entropies.
     """
     batch, _, frames, height, width = latents.shape
     sigma = torch.rand(batch, device=latents.device)
@@ -112,14 +142,18 @@ def _loss(
     noisy = (1 - sigmas) * latents + sigmas * noise
     tokens = (height // _PATCH) * (width // _PATCH)
     timesteps = (1000 * sigmas).view(batch, frames, 1).expand(-1, -1, tokens).reshape(batch, -1)
-    with torch.autocast(latents.device.type, torch.bfloat16), sdpa_kernel(attention(latents.device)):
+    with mixed_precision(latents.device), sdpa_kernel(attention(latents.device)):
         velocity = module["transformer"](noisy, timesteps, text, return_dict=False)[0]
-        scores = module["naming"](halfway.hidden)
+        scores = module["naming"](heads.halfway.states)
+        places = module["places"](heads.early.states)
     weight = (1 + _FOREGROUND * (1 - covered[:, :1]) * (1 - sigmas)) * ~given.view(batch, 1, frames, 1, 1)
     error = (velocity.float() - (noise - latents)).square().mean(1, keepdim=True)
     shown = _tokens(covered)
     naming = functional.cross_entropy(scores.float().view(-1, len(CLASSES)), shown.reshape(-1, len(CLASSES)))
-    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach())
+    place = _place_loss(places, (frames, height // _PATCH, width // _PATCH))
+    flow = (error * weight).sum() / weight.sum()
+    figures = {"flow": float(flow.detach()), "naming": float(naming.detach()), "place": float(place.detach())}
+    return flow + _NAMING_WEIGHT * naming + _PLACE_WEIGHT * place, figures
 
 
 def train_dit(
@@ -137,22 +171,25 @@ def train_dit(
     torch.manual_seed(seed)
     tokenizer = world_tokenizer()
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    frames, rows, columns = cache.latents.shape[2:]
     module = nn.ModuleDict(
         {
             "transformer": transformer,
             "text_encoder": text_encoder.requires_grad_(True),
             "naming": nn.Linear(width, _PATCH * _PATCH * len(CLASSES)),
+            "places": nn.Linear(width, frames + rows // _PATCH + columns // _PATCH),
         }
     ).to(device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)
-    halfway = _Halfway(transformer.blocks)
+    blocks = transformer.blocks
+    heads = _Heads(_Hidden(blocks[_PLACED]), _Hidden(blocks[len(blocks) // 2 - 1]))
     for block in transformer.blocks:
         block.compile()
     rng = np.random.default_rng((seed, loop.step))
     for _ in loop.steps():
         latents, covered, given, texts = _batch(cache, batch, rng)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             text = encode_text(module["text_encoder"], tokenizer, texts, device)
-        loss, naming = _loss(module, halfway, text.float(), latents.to(device), covered.to(device), given.to(device))
-        loop.update(loss, naming=naming)
+        loss, figures = _loss(module, heads, text.float(), latents.to(device), covered.to(device), given.to(device))
+        loop.update(loss, **figures)
     return loop.averaged

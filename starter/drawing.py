@@ -33,6 +33,7 @@ _WHITE = np.array((255, 255, 255), np.float32)
 _BRICK, _MORTAR = (168, 104, 78), (206, 188, 170)
 _STROKE = 0.3  # width of an outline, in radii
 _GLOW = 0.28  # reach of neon light, in radii
+_CHECK = np.float32(12)  # 8-bit levels by which a pixel-art background's checks are lighter or darker
 _BLOCK = 32  # side of a pixel-art picture in its own pixels
 
 
@@ -204,7 +205,7 @@ def backdrop(background: str, genre: str, wall: bool, size: int) -> tuple[Array,
         picture = _mix(picture, np.asarray(picture.mean((0, 1)), np.float32), 0.25)
     elif genre == "pixel art":
         rows, columns = np.indices((side, side))
-        picture = picture + np.where((rows + columns) % 2 == 0, np.float32(7), np.float32(-7))[..., None]
+        picture = picture + np.where((rows + columns) % 2 == 0, _CHECK, -_CHECK)[..., None]
     elif genre == "watercolour":
         wash = np.sin(2 * np.pi * (x * 1.7 + y * 0.6)) * np.sin(2 * np.pi * (y * 1.9 - x * 0.5 + 0.2))
         picture = _mix(picture, _PAPER, np.float32(0.42) + np.float32(0.1) * wash)

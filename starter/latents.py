@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan
 
 from kinograph.starter import drawing, world
 from kinograph.starter.clips import pixels
-from kinograph.starter.loop import save_atomically
+from kinograph.starter.loop import mixed_precision, save_atomically
 from kinograph.starter.vae_training import encode_moments, shares
 
 __all__ = ["Cache", "encode_world", "load_cache"]
@@ -46,7 +46,7 @@ def encode_world(
 
     encoded, covered = [], []
     for clips, label in drawing.draw_batches(scenes, _BATCH, frames, size):
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             moments = encode_moments(vae, pixels(clips).to(device))
         latents = moments.float().chunk(2, dim=1)[0].cpu()
         encoded.append(latents.half())

@@ -98,7 +98,8 @@ def _latents(run: Run) -> None:
 
 def _dit(run: Run) -> nn.ModuleDict:
     cache = load_cache(run.folder / "latents.pt")
-    budget = Budget(run.dit_minutes, 2e-3, ema=0.9985)
+    gentle = 0.6 if run.start else 1.0  # what is learnt already is not to be unlearnt first
+    budget = Budget(run.dit_minutes, 2e-3 * gentle, ema=0.9985, muon_rate=5e-3 * gentle)
     if run.start is None:
         transformer = model.make_transformer(run.layout)
     else:

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kinograph.starter.clips import Crop, Pool
 from kinograph.starter.drawing import CLASSES
-from kinograph.starter.loop import Budget, Loop
+from kinograph.starter.loop import Budget, Loop, mixed_precision
 from kinograph.starter.model import LATENT_CHANNELS, Layout
 
 __all__ = ["Clips", "decode_unclamped", "encode_moments", "psnr", "shares", "train_decoder", "train_vae"]
@@ -92,7 +92,7 @@ def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tu
     arXiv:1511.05440), KL, and the head's cross-entropy; and the decoded clips [B, 3, T, H, W].
     """
     vae = module["vae"]
-    with torch.autocast(clips.device.type, torch.bfloat16):
+    with mixed_precision(clips.device):
         moments = encode_moments(vae, clips)
         posterior = DiagonalGaussianDistribution(moments.float())
         latents = posterior.mean
