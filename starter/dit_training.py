@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-free guidance
 _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: where noise hides them it would bias
 _NAMING_WEIGHT = 0.1  # of the cross-entropy of the classes that each token's cells will show
-_PLACE_WEIGHT = 0.1  # of the cross-entropy of each token's frame, row and column
+_PLACE_WEIGHT = 0.3  # of the cross-entropy of each token's frame, row and column
 _PLACED = 1  # the block after which they are told
 _GIVEN = {"none": 0.8, "first": 0.11, "start": 0.03, "end": 0.03, "both ends": 0.03}
 _PATCH = 2  # side of a token in latent cells
@@ -79,6 +79,11 @@ class _Hidden:
 
     def _keep(self, block: nn.Module, inputs: object, output: torch.Tensor) -> None:
         self.states = output
+
+
+def _head(width: int, scores: int) -> nn.Module:
+    """Scores from hidden states, whose scale is the transformer's affair."""
+    return nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, scores))
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,8 @@ def train_dit(
         {
             "transformer": transformer,
             "text_encoder": text_encoder.requires_grad_(True),
-            "naming": nn.Linear(width, _PATCH * _PATCH * len(CLASSES)),
-            "places": nn.Linear(width, frames + rows // _PATCH + columns // _PATCH),
+            "naming": _head(width, _PATCH * _PATCH * len(CLASSES)),
+            "places": _head(width, frames + rows // _PATCH + columns // _PATCH),
         }
     ).to(device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)

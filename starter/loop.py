@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kinograph.starter.muon import Muon
+
 __all__ = ["Budget", "Loop", "mixed_precision", "save_atomically"]
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def _optimisers(
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.98), fused=True)]
     if groups["muon"]:
         muon = [{"params": groups["muon"], "weight_decay": decay, "full_rate": budget.muon_rate}]
-        optimisers.append(torch.optim.Muon(muon, lr=budget.muon_rate, adjust_lr_fn="match_rms_adamw"))
+        optimisers.append(Muon(muon, lr=budget.muon_rate))
     return optimisers, matrices
 
 
