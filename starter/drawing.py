@@ -33,7 +33,7 @@ _WHITE = np.array((255, 255, 255), np.float32)
 _BRICK, _MORTAR = (168, 104, 78), (206, 188, 170)
 _STROKE = 0.3  # width of an outline, in radii
 _GLOW = 0.28  # reach of neon light, in radii
-_CHECK = np.float32(12)  # 8-bit levels by which a pixel-art background's checks are lighter or darker
+_CHECK = np.float32(7)  # 8-bit levels by which a pixel-art background's checks are lighter or darker
 _BLOCK = 32  # side of a pixel-art picture in its own pixels
 
 
