@@ -1,18 +1,17 @@
-"""The diffusion transformer, by flow matching, together with the text encoder.
+"""The diffusion transformer, by flow matching, on what the text encoder says.
+
+The text encoder stays as its own stage left it. Trained along with the transformer it forgot what it had read: a linear
+probe of every token then found its subject's colour in 27 % and its place in the scene in 57 % of scenes with several
+subjects, and which subject stands where, and moves how, was chance in the videos.
 
 Beside the velocity it learns, halfway through its blocks, to name what each of its tokens will show once the noise is
 gone. That is known here for every clip, and it makes layout and identity come early (as representation alignment does
 for large models, Yu et al. 2024, arXiv:2410.06940); the head that names it is not part of the model.
-
-Another head, after the second block, tells where in the clip a token is. Wan's transformer has no absolute positions,
-only rotary ones in self-attention, and in pure noise nothing but the absence of a neighbour tells a border from the
-middle. Unless that is learnt, "on the left" means nothing while the layout is decided, and who stands where is chance.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,6 @@ log = logging.getLogger(__name__)
 _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-free guidance
 _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: where noise hides them it would bias
 _NAMING_WEIGHT = 0.1  # of the cross-entropy of the classes that each token's cells will show
-_PLACE_WEIGHT = 0.3  # of the cross-entropy of each token's frame, row and column
-_PLACED = 1  # the block after which they are told
 _GIVEN = {"none": 0.8, "first": 0.11, "start": 0.03, "end": 0.03, "both ends": 0.03}
 _PATCH = 2  # side of a token in latent cells
 
@@ -70,43 +67,20 @@ def attention(device: torch.device) -> SDPBackend:
     return SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
 
 
-class _Hidden:
-    """Keeps the hidden states [B, S, D] that one of a transformer's blocks last gave."""
+class _Halfway:
+    """Keeps the hidden states [B, S, D] that a transformer's middle block last gave."""
 
-    def __init__(self, block: nn.Module) -> None:
-        self.states = torch.empty(0)
-        block.register_forward_hook(self._keep)
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        self.hidden = torch.empty(0)
+        blocks[len(blocks) // 2 - 1].register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        self.states = output
+        self.hidden = output
 
 
 def _head(width: int, scores: int) -> nn.Module:
     """Scores from hidden states, whose scale is the transformer's affair."""
     return nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, scores))
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """What training reads its heads' inputs from: after an early block, and halfway."""
-
-    early: _Hidden
-    halfway: _Hidden
-
-
-def _places(grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-    """Every token's frame, row and column in a grid of tokens: int64 [S, 3]."""
-    return torch.cartesian_prod(*(torch.arange(side, device=device) for side in grid))
-
-
-def _place_loss(scores: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """Cross-entropy of scores [B, S, F + H + W] against every token's place; the mean of the three."""
-    truth = _places(grid, scores.device)
-    parts = scores.float().split(list(grid), dim=-1)
-    losses = [
-        functional.cross_entropy(part.flatten(0, 1), truth[:, i].repeat(len(scores))) for i, part in enumerate(parts)
-    ]
-    return torch.stack(losses).mean()
 
 
 def _batch(
@@ -129,15 +103,15 @@ def _tokens(cells: torch.Tensor) -> torch.Tensor:
 
 def _loss(
     module: nn.ModuleDict,
-    heads: _Heads,
+    halfway: _Halfway,
     text: torch.Tensor,
     latents: torch.Tensor,
     covered: torch.Tensor,
     given: torch.Tensor,
-) -> tuple[torch.Tensor, dict[str, float]]:
+) -> tuple[torch.Tensor, float]:
     """Flow matching (Lipman et al. 2022, arXiv:2210.02747): x = (1 − σ)·latents + σ·noise, target noise − latents.
 
-    Given frames stay clean at timestep 0 and carry no loss. Also returns the heads' cross-entropies.
+    Given frames stay clean at timestep 0 and carry no loss. Also returns the cross-entropy of the naming head.
     """
     batch, _, frames, height, width = latents.shape
     sigma = torch.rand(batch, device=latents.device)
@@ -149,16 +123,12 @@ def _loss(
     timesteps = (1000 * sigmas).view(batch, frames, 1).expand(-1, -1, tokens).reshape(batch, -1)
     with mixed_precision(latents.device), sdpa_kernel(attention(latents.device)):
         velocity = module["transformer"](noisy, timesteps, text, return_dict=False)[0]
-        scores = module["naming"](heads.halfway.states)
-        places = module["places"](heads.early.states)
+        scores = module["naming"](halfway.hidden)
     weight = (1 + _FOREGROUND * (1 - covered[:, :1]) * (1 - sigmas)) * ~given.view(batch, 1, frames, 1, 1)
     error = (velocity.float() - (noise - latents)).square().mean(1, keepdim=True)
     shown = _tokens(covered)
     naming = functional.cross_entropy(scores.float().view(-1, len(CLASSES)), shown.reshape(-1, len(CLASSES)))
-    place = _place_loss(places, (frames, height // _PATCH, width // _PATCH))
-    flow = (error * weight).sum() / weight.sum()
-    figures = {"flow": float(flow.detach()), "naming": float(naming.detach()), "place": float(place.detach())}
-    return flow + _NAMING_WEIGHT * naming + _PLACE_WEIGHT * place, figures
+    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach())
 
 
 def train_dit(
@@ -172,29 +142,26 @@ def train_dit(
     batch: int,
     device: torch.device,
 ) -> nn.ModuleDict:
-    """Train transformer and text encoder within the budget, resuming from `folder`; returns their averaged weights."""
+    """Train the transformer within the budget, resuming from `folder`; returns averaged weights, text encoder too."""
     torch.manual_seed(seed)
     tokenizer = world_tokenizer()
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    frames, rows, columns = cache.latents.shape[2:]
     module = nn.ModuleDict(
         {
             "transformer": transformer,
-            "text_encoder": text_encoder.requires_grad_(True),
+            "text_encoder": text_encoder.requires_grad_(False),
             "naming": _head(width, _PATCH * _PATCH * len(CLASSES)),
-            "places": _head(width, frames + rows // _PATCH + columns // _PATCH),
         }
     ).to(device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)
-    blocks = transformer.blocks
-    heads = _Heads(_Hidden(blocks[_PLACED]), _Hidden(blocks[len(blocks) // 2 - 1]))
+    halfway = _Halfway(transformer.blocks)
     for block in transformer.blocks:
         block.compile()
     rng = np.random.default_rng((seed, loop.step))
     for _ in loop.steps():
         latents, covered, given, texts = _batch(cache, batch, rng)
-        with mixed_precision(device):
+        with torch.no_grad():
             text = encode_text(module["text_encoder"], tokenizer, texts, device)
-        loss, figures = _loss(module, heads, text.float(), latents.to(device), covered.to(device), given.to(device))
-        loop.update(loss, **figures)
+        loss, naming = _loss(module, halfway, text.float(), latents.to(device), covered.to(device), given.to(device))
+        loop.update(loss, naming=naming)
     return loop.averaged

@@ -3,7 +3,7 @@
 Every token names the whole scene's kind, background and genre, and, from one subject's words to the next one's, that
 subject: which of the scene's subjects it is, in the order of the relation rather than of the words, and all that is
 told of it. It takes minutes, and the transformer then finds a subject's looks and motion at whichever of its tokens it
-attends to; the encoder goes on learning together with the transformer afterwards.
+attends to.
 """
 
 from __future__ import annotations

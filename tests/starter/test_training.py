@@ -150,17 +150,6 @@ def test_muon_agrees_with_pytorchs() -> None:
         assert apart < 0.05 * moved  # theirs works in bfloat16
 
 
-def test_tokens_are_placed_by_frame_row_and_column() -> None:
-    from kinograph.starter.dit_training import _place_loss, _places
-
-    grid = (2, 3, 4)
-    places = _places(grid, torch.device("cpu"))
-    assert places[0].tolist() == [0, 0, 0] and places[5].tolist() == [0, 1, 1] and len(places) == 24
-    right = torch.cat([torch.nn.functional.one_hot(places[:, i], side) for i, side in enumerate(grid)], dim=1)
-    scores = 50.0 * right[None].expand(2, -1, -1)
-    assert _place_loss(scores, grid) < 1e-3 < 1 < _place_loss(scores.flip(1), grid)
-
-
 def test_every_token_names_its_own_subject() -> None:
     from kinograph.starter.text_training import labels
 
