@@ -75,7 +75,7 @@ def _clips(run: Run) -> Clips:
 
 
 def _text(run: Run) -> nn.Module:
-    if run.start is None:
+    if run.start is None or run.text_minutes > 0:  # anew: one that forgot what it had read stays short of a fresh one
         encoder = model.make_text_encoder(len(world_tokenizer()))
     else:
         encoder = UMT5EncoderModel.from_pretrained(run.start, subfolder="text_encoder", torch_dtype=torch.float32)
