@@ -21,8 +21,9 @@ from torch.nn.attention import sdpa_kernel
 
 from kinograph.starter import captions, world
 from kinograph.starter.dit_training import attention, is_muon
-from kinograph.starter.loop import Budget, Loop, mixed_precision, save_atomically
+from kinograph.starter.loop import Budget, Loop, save_atomically
 from kinograph.starter.model import FLOW_SHIFT, encode_text, few_steps_scheduler
+from kinograph.starter.precision import mixed_precision
 from kinograph.starter.text_training import world_tokenizer
 
 __all__ = ["STEPS", "Teaching", "levels", "train_few_steps", "write_trajectories"]

@@ -1,8 +1,8 @@
 """The diffusion transformer, by flow matching, on what the text encoder says.
 
-The text encoder stays as its own stage left it. Trained along with the transformer it forgot what it had read: a linear
-probe of every token then found its subject's colour in 27 % and its place in the scene in 57 % of scenes with several
-subjects, and which subject stands where, and moves how, was chance in the videos.
+The text encoder stays as its own stage left it. After it had been trained along with the transformer, a linear probe of
+its tokens found their subject's colour in 27 % and, among several subjects, which one it is in 57 %: it had lost what its
+own stage teaches.
 
 Beside the velocity it learns, halfway through its blocks, to name what each of its tokens will show once the noise is
 gone. That is known here for every clip, and it makes layout and identity come early (as representation alignment does
@@ -25,8 +25,9 @@ from transformers import UMT5EncoderModel
 from kinograph.starter import captions
 from kinograph.starter.drawing import CLASSES
 from kinograph.starter.latents import Cache
-from kinograph.starter.loop import Budget, Loop, mixed_precision
+from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import FLOW_SHIFT, encode_text
+from kinograph.starter.precision import mixed_precision
 from kinograph.starter.text_training import world_tokenizer
 
 __all__ = ["attention", "given_frames", "is_muon", "train_dit"]

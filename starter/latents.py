@@ -12,7 +12,8 @@ from diffusers import AutoencoderKLWan
 
 from kinograph.starter import drawing, world
 from kinograph.starter.clips import pixels
-from kinograph.starter.loop import mixed_precision, save_atomically
+from kinograph.starter.loop import save_atomically
+from kinograph.starter.precision import mixed_precision
 from kinograph.starter.vae_training import encode_moments, shares
 
 __all__ = ["Cache", "encode_world", "load_cache"]

@@ -16,7 +16,7 @@ from torch import nn
 
 from kinograph.starter.muon import Muon
 
-__all__ = ["Budget", "Loop", "mixed_precision", "save_atomically"]
+__all__ = ["Budget", "Loop", "save_atomically"]
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,6 @@ class Budget:
     ema: float = 0.999
     weight_decay: float = 0.01
     muon_rate: float = 5e-3
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast where the device multiplies in it, nothing elsewhere: a CPU that emulates it is 20× slower."""
-    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:

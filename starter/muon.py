@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024), in the precision that the device multiplies in.
 
-`torch.optim.Muon` always orthogonalises in bfloat16. A CPU that emulates it spends twenty seconds on a step of the
-starter model there, and a third of a second in float32.
+`torch.optim.Muon` always orthogonalises in bfloat16. On a CPU that emulates it, that takes 0.54 s for one matrix of 256×768,
+and 0.014 s in float32.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from kinograph.starter.precision import multiplies_bfloat16
+
 __all__ = ["Muon"]
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, steepest at zero
@@ -20,10 +22,10 @@ _MOMENTUM = 0.95
 _RMS = 0.2  # of an update's values: what AdamW's usually are, so that both take like learning rates
 
 
-def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+def _orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
     """The nearest matrix whose singular values are all about 1: [M, N] to [M, N], float32."""
     a, b, c = _QUINTIC
-    x = matrix if matrix.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported() else matrix.bfloat16()
+    x = matrix.bfloat16() if multiplies_bfloat16(matrix.device) else matrix
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = x / x.norm().clamp(min=1e-7)
@@ -49,6 +51,6 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight.grad))
                 momentum.lerp_(weight.grad, 1 - _MOMENTUM)
-                update = orthogonalised(weight.grad.lerp(momentum, _MOMENTUM))
+                update = _orthogonalised(weight.grad.lerp(momentum, _MOMENTUM))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update, alpha=-group["lr"] * _RMS * math.sqrt(max(weight.shape)))

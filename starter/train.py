@@ -75,7 +75,7 @@ def _clips(run: Run) -> Clips:
 
 
 def _text(run: Run) -> nn.Module:
-    if run.start is None or run.text_minutes > 0:  # anew: one that forgot what it had read stays short of a fresh one
+    if run.start is None or run.text_minutes > 0:  # anew: going on from the shipped encoder fell short of that
         encoder = model.make_text_encoder(len(world_tokenizer()))
     else:
         encoder = UMT5EncoderModel.from_pretrained(run.start, subfolder="text_encoder", torch_dtype=torch.float32)
@@ -98,8 +98,7 @@ def _latents(run: Run) -> None:
 
 def _dit(run: Run) -> nn.ModuleDict:
     cache = load_cache(run.folder / "latents.pt")
-    gentle = 0.6 if run.start else 1.0  # what is learnt already is not to be unlearnt first
-    budget = Budget(run.dit_minutes, 2e-3 * gentle, ema=0.9985, muon_rate=5e-3 * gentle)
+    budget = Budget(run.dit_minutes, 2e-3, ema=0.9985)
     if run.start is None:
         transformer = model.make_transformer(run.layout)
     else:

@@ -22,8 +22,9 @@ from torch.nn import functional
 
 from kinograph.starter.clips import Crop, Pool
 from kinograph.starter.drawing import CLASSES
-from kinograph.starter.loop import Budget, Loop, mixed_precision
+from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import LATENT_CHANNELS, Layout
+from kinograph.starter.precision import mixed_precision
 
 __all__ = ["Clips", "decode_unclamped", "encode_moments", "psnr", "shares", "train_decoder", "train_vae"]
 
