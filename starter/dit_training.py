@@ -1,8 +1,8 @@
 """The diffusion transformer, by flow matching, on what the text encoder says.
 
 The text encoder stays as its own stage left it. After it had been trained along with the transformer, a linear probe of
-its tokens found their subject's colour in 27 % and, among several subjects, which one it is in 57 %: it had lost what its
-own stage teaches.
+its tokens found their subject's colour in 27 % and, among several subjects, which one it is in 57 %: it had lost what
+its own stage teaches.
 
 Beside the velocity it learns, halfway through its blocks, to name what each of its tokens will show once the noise is
 gone. That is known here for every clip, and it makes layout and identity come early (as representation alignment does

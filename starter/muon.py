@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024), in the precision that the device multiplies in.
 
-`torch.optim.Muon` always orthogonalises in bfloat16. On a CPU that emulates it, that takes 0.54 s for one matrix of 256×768,
-and 0.014 s in float32.
+`torch.optim.Muon` always orthogonalises in bfloat16. On a CPU that emulates it, that takes 0.54 s for one matrix of
+256×768, and 0.014 s in float32.
 """
 
 from __future__ import annotations
