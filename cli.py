@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,20 @@ def _width_and_height(options: dict[str, Any]) -> tuple[int | None, int | None]:
     return width, height
 
 
+def _staged(console: Console) -> Callable[[str, int, int], None]:
+    """Progress told by a stage's name, what is done, of what, on the console."""
+    running = ""
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal running
+        if stage != running:
+            console.start_stage(stage, total)
+            running = stage
+        console.update(done, total)
+
+    return progress
+
+
 @kinograph.command()
 @click.argument("checkpoint")
 @click.argument("bundle")
@@ -223,18 +237,37 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 
     width, height = options.pop("size") or (None, None)
     chosen = ExportOptions(width=width, height=height, **options)
-    running = ""
     with Console(quiet=quiet) as console, contextlib.redirect_stdout(sys.stderr):  # torch's exporter prints
-
-        def progress(stage: str, done: int, total: int) -> None:
-            nonlocal running
-            if stage != running:
-                console.start_stage(stage, total)
-                running = stage
-            console.update(done, total)
-
-        manifest = run(Path(checkpoint), Path(bundle), chosen, progress)
+        manifest = run(Path(checkpoint), Path(bundle), chosen, _staged(console))
     _print_manifest(manifest, as_json, f"{bundle}: exported {manifest.name} ({manifest.family})")
+
+
+@kinograph.command()
+@click.argument("bundle")
+@click.option("--recipe", type=click.Choice(["int8"]), default="int8", show_default=True, help="What to quantise to.")
+@click.option("--prompts", metavar="FILE", help="Prompts to calibrate with, one a line.  [default: the project's own]")
+@click.option("--runs", type=click.IntRange(1, 4096), default=16, show_default=True, help="Prompts looked into.")
+@click.option("--videos", type=click.IntRange(1, 256), default=8, show_default=True, help="Further ones compared.")
+@click.option("--scan/--no-scan", default=True, show_default=True, help="Measure every layer's effect on the velocity.")
+@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--force", is_flag=True, help="Replace the variant if it is there; write it even if it misses the gate.")
+@_json_option
+@_quiet_option
+def calibrate(bundle: str, prompts: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Add a quantised variant to BUNDLE, and say what that cost. Exits 8, the bundle untouched, if it cost too much."""
+    from kinograph.calibration import CalibrationOptions
+    from kinograph.calibration import calibrate as run
+    from kinograph.console.calibrate import read_prompts, report_text
+
+    chosen = CalibrationOptions(prompts=read_prompts(prompts), **options)
+    with Console(quiet=quiet) as console:
+        report = run(Path(bundle), chosen, _staged(console))
+    if as_json:
+        import msgspec
+
+        click.echo(json_text(msgspec.to_builtins(report)))
+        return
+    click.echo(report_text(report, bundle))
 
 
 @kinograph.command()

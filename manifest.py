@@ -27,6 +27,7 @@ __all__ = [
     "Geometry",
     "Manifest",
     "Parity",
+    "Quality",
     "Solver",
     "Source",
     "Tensor",
@@ -74,14 +75,33 @@ class Parity(_Struct, frozen=True):
     engine: str
 
 
+class Quality(_Struct, frozen=True):
+    """How far a quantised variant is from the float one it was made from, and whether that passed its recipe's gate.
+
+    `velocity_db` is the prediction's signal-to-noise ratio at the worst step, `psnr_db` and `ssim` are of `videos` made
+    from the same noise.
+    """
+
+    recipe: VariantName
+    passed: bool
+    velocity_db: float
+    psnr_db: float
+    ssim: float
+    videos: Count
+
+
 class Variant(_Struct, frozen=True):
-    """A component in one precision: its graph, the weight files the graph reads, its inputs and outputs."""
+    """A component in one precision: its graph, the weight files the graph reads, its inputs and outputs.
+
+    `parity` is an exported variant's, `quality` a quantised one's.
+    """
 
     graph: str
     weights: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     parity: Parity | None = None
+    quality: Quality | None = None
 
 
 class Component(_Struct, frozen=True):

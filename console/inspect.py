@@ -17,14 +17,14 @@ from kinograph.errors import escape
 if TYPE_CHECKING:
     from kinograph.manifest import Manifest, Variant
 
-__all__ = ["doctor_text", "manifest_text"]
+__all__ = ["doctor_text", "manifest_text", "rendered"]
 
 _PLAIN_WIDTH = 160  # columns where stdout is no terminal: wide enough that no figure is cut
 
 
 def manifest_text(manifest: Manifest) -> str:
     """A bundle's facts and its components, for people."""
-    return _rendered(_facts(_manifest_facts(manifest)), _components(manifest))
+    return rendered(_facts(_manifest_facts(manifest)), _components(manifest))
 
 
 def doctor_text(report: Mapping[str, Any]) -> str:
@@ -43,7 +43,7 @@ def doctor_text(report: Mapping[str, Any]) -> str:
         + "; ".join(f"{ending}: {', '.join(codecs) or 'none'}" for ending, codecs in video["codecs"].items()),
         "starter": f"{'present' if starter['present'] else 'MISSING'} at {starter['path']}",
     }
-    return _rendered(_facts(facts))
+    return rendered(_facts(facts))
 
 
 def _manifest_facts(manifest: Manifest) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _facts(facts: Mapping[str, str]) -> Table:
     return table
 
 
-def _rendered(*tables: Table) -> str:
+def rendered(*tables: Table) -> str:
     """The tables as text: as wide as the terminal and in its colours, or plain where there is none."""
     terminal = sys.stdout.isatty()
     console = RichConsole(file=sys.stdout if terminal else io.StringIO(), width=None if terminal else _PLAIN_WIDTH)

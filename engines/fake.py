@@ -14,8 +14,7 @@ from kinograph.engines.host import HostBuffer
 from kinograph.errors import EngineError
 
 if TYPE_CHECKING:
-    from kinograph.bundle import Bundle
-    from kinograph.engines.protocol import Array, Buffer
+    from kinograph.engines.protocol import Array, Buffer, Contents
     from kinograph.manifest import Variant
 
 __all__ = ["FakeDevice", "FakeEngine"]
@@ -34,7 +33,7 @@ class FakeDevice:
     def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype)
 
-    def open(self, bundle: Bundle, component: str, precision: str) -> FakeEngine:
+    def open(self, bundle: Contents, component: str, precision: str) -> FakeEngine:
         self.opened += 1
         return FakeEngine(self, component, bundle.component(component).variants[precision])
 

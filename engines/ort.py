@@ -23,8 +23,7 @@ from kinograph.engines.rewrites import CPU_REWRITES
 from kinograph.errors import BundleError, EngineError, MemoryLimitError, UsageError
 
 if TYPE_CHECKING:
-    from kinograph.bundle import Bundle
-    from kinograph.engines.protocol import Array, Buffer
+    from kinograph.engines.protocol import Array, Buffer, Contents
     from kinograph.manifest import Tensor, Variant
 
 __all__ = ["OrtDevice"]
@@ -50,7 +49,7 @@ class OrtDevice:
     def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype)
 
-    def open(self, bundle: Bundle, component: str, precision: str) -> OrtEngine:
+    def open(self, bundle: Contents, component: str, precision: str) -> OrtEngine:
         variants = bundle.component(component).variants
         if precision not in variants:
             raise UsageError(
@@ -74,7 +73,7 @@ class OrtDevice:
 class OrtEngine:
     """A component in an ONNX Runtime session."""
 
-    def __init__(self, bundle: Bundle, component: str, variant: Variant, threads: int) -> None:
+    def __init__(self, bundle: Contents, component: str, variant: Variant, threads: int) -> None:
         self.component = component
         model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
         weights = _map_weights(model, bundle, variant)
@@ -138,7 +137,7 @@ class OrtEngine:
         self._weights = {}
 
 
-def _map_weights(model: ir.Model, bundle: Bundle, variant: Variant) -> dict[str, Array]:
+def _map_weights(model: ir.Model, bundle: Contents, variant: Variant) -> dict[str, Array]:
     """Arrays over the verified weight files, by initializer name; the initializers become placeholders.
 
     bfloat16 weights are float32 in the result: the CPU computes with those.

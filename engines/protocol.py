@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from kinograph.bundle import Bundle
-    from kinograph.manifest import Tensor
+    from kinograph.manifest import Component, Tensor
 
-__all__ = ["Buffer", "Device", "Engine"]
+__all__ = ["Buffer", "Contents", "Device", "Engine"]
 
 Array = npt.NDArray[Any]
 
@@ -69,6 +68,16 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+class Contents(Protocol):
+    """What an engine reads of a bundle: a `Bundle`, or something that stands for one that is still being made."""
+
+    def read(self, name: str) -> bytes: ...
+
+    def map(self, name: str) -> npt.NDArray[np.uint8]: ...
+
+    def component(self, name: str) -> Component: ...
+
+
 class Device(Protocol):
     """One device of one backend. A context manager: leaving it closes what it opened."""
 
@@ -86,7 +95,7 @@ class Device(Protocol):
         """A new buffer of zeros; `dtype` is the manifest's name for it."""
         ...
 
-    def open(self, bundle: Bundle, component: str, precision: str) -> Engine:
+    def open(self, bundle: Contents, component: str, precision: str) -> Engine:
         """Load a component. Raises EngineError, or BundleError where the bundle lacks it."""
         ...
 

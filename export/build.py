@@ -9,13 +9,13 @@ import msgspec
 import onnx_ir as ir
 
 from kinograph.bundle import BundleWriter
+from kinograph.bundle.weights import WeightFile
 from kinograph.export import ExportOptions, Progress
 from kinograph.export.families import read_plan
 from kinograph.export.parity import measure
 from kinograph.export.plan import Part, Plan
 from kinograph.export.precision import PRECISIONS
 from kinograph.export.trace import Traced
-from kinograph.export.weights import WeightFile
 from kinograph.manifest import FORMAT_VERSION, Component, Defaults, Expert, Manifest, Source, Variant
 
 __all__ = ["build"]

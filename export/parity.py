@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kinograph.bundle import Bundle
+from kinograph.bundle.draft import Draft
 from kinograph.engines.ort import OrtDevice
 from kinograph.errors import BundleError
 from kinograph.export.plan import Check
@@ -19,29 +18,12 @@ from kinograph.runtime.binding import Binding
 __all__ = ["measure"]
 
 
-class _Draft:
-    """A bundle that is still being written, as an engine sees it."""
-
-    def __init__(self, folder: Path, components: Mapping[str, Component]) -> None:
-        self._folder = folder
-        self._components = components
-
-    def read(self, name: str) -> bytes:
-        return (self._folder / name).read_bytes()
-
-    def map(self, name: str) -> npt.NDArray[np.uint8]:
-        return np.memmap(self._folder / name, dtype=np.uint8, mode="r")
-
-    def component(self, name: str) -> Component:
-        return self._components[name]
-
-
 def measure(folder: Path, components: Mapping[str, Component], precision: str, check: Check) -> Parity:
     """Run `components` (one, or the first and next of a stream) in `folder` on `check` and compare.
 
     Raises BundleError where the result is not finite or has another shape.
     """
-    bundle = cast(Bundle, _Draft(folder, components))
+    bundle = Draft(folder, components)
     outputs: list[Any] = []
     with OrtDevice() as device:
         engines = [device.open(bundle, name, precision) for name in components]

@@ -1,39 +1,25 @@
-"""Weights on their way from a checkpoint into a bundle, one tensor at a time.
+"""Weights as they lie in a checkpoint, read one tensor at a time.
 
 A graph is traced on fake tensors, so its initializers have names, shapes and dtypes but no values. `Checkpoint` finds
-the value of each in the checkpoint's safetensors files, `WeightFile` writes them behind one another into the bundle.
-At no time is more than one tensor in memory.
+the value of each in the checkpoint's safetensors files, `kinograph.bundle.weights` writes them into the bundle.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from safetensors import SafetensorError, safe_open
 
+from kinograph.bundle.weights import StreamedTensor
 from kinograph.errors import BundleError
 
-__all__ = ["Checkpoint", "CheckpointTensor", "WeightFile"]
+__all__ = ["Checkpoint", "CheckpointTensor"]
 
 _BLOCK_BYTES = 1 << 26  # 64 MB
-_ALIGNMENT = 64  # bytes; a cache line, so that memory-mapped weights can be used in place
-_SAFETENSORS_NAMES = {
-    ir.DataType.FLOAT: "F32",
-    ir.DataType.FLOAT16: "F16",
-    ir.DataType.BFLOAT16: "BF16",
-    ir.DataType.INT64: "I64",
-    ir.DataType.INT32: "I32",
-    ir.DataType.BOOL: "BOOL",
-}
 _TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.FLOAT16: torch.float16,
@@ -92,7 +78,7 @@ class Checkpoint:
         return tensor
 
 
-class CheckpointTensor(ir.LazyTensor):
+class CheckpointTensor(StreamedTensor):
     """An initializer whose value stays in the checkpoint until it is asked for.
 
     `read` gives it in the dtype it is stored in; it is checked against `shape` and cast to `dtype`.
@@ -122,90 +108,10 @@ class CheckpointTensor(ir.LazyTensor):
         for block in pieces:
             yield block.to(_TORCH_DTYPES[self.dtype]).contiguous()
 
+    def pieces(self) -> Iterator[memoryview]:
+        for block in self.blocks():
+            yield block.reshape(-1).view(torch.uint8).numpy().data
+
     def _whole(self) -> ir.TensorProtocol:
         blocks = list(self.blocks())
         return ir.tensor(torch.cat(blocks) if self.sizes else blocks[0], name=self.name)
-
-
-class WeightFile:
-    """A safetensors file that graphs of one component read as ONNX external data.
-
-    Tensors of the same name in several graphs are stored once.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._tensors: dict[str, Any] = {}
-
-    def claim(self, model: ir.Model, *, threshold: int = 1024) -> None:
-        """Point every initializer of at least `threshold` bytes of `model` at this file; `write` fills it."""
-        initializers = model.graph.initializers
-        for value in list(initializers.values()):
-            tensor = value.const_value
-            if tensor is None or (tensor.nbytes < threshold and not isinstance(tensor, CheckpointTensor)):
-                continue
-            name = self._name_for(str(value.name), tensor)
-            if name != value.name:
-                del initializers[str(value.name)]
-                value.name = name
-                initializers[name] = value
-            self._tensors.setdefault(name, tensor)
-
-    def _name_for(self, name: str, tensor: ir.TensorProtocol) -> str:
-        """`name`, or one beside it where another graph's constant has that name and another value."""
-        for candidate in itertools.chain([name], (f"{name}.{i}" for i in itertools.count(1))):
-            known = self._tensors.get(candidate)
-            if known is None or isinstance(tensor, CheckpointTensor) or known.tobytes() == tensor.tobytes():
-                return candidate
-        raise AssertionError("unreachable")
-
-    @property
-    def size(self) -> int:
-        """Bytes the file will have."""
-        return len(self._header()) + sum(int(tensor.nbytes) for tensor in self._tensors.values())
-
-    def external(self) -> dict[str, ir.ExternalTensor]:
-        """The external tensors the graphs refer to, by name, with offsets into the file."""
-        start = len(self._header())
-        return {
-            name: ir.ExternalTensor(
-                self.name, start + offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
-            )
-            for name, tensor, offset in self._layout()
-        }
-
-    def write(self, folder: Path) -> Iterator[int]:
-        """Write `folder`/`name`, yielding the bytes written so far after every tensor."""
-        with (folder / self.name).open("wb") as file:
-            file.write(self._header())
-            for _, tensor, _ in self._layout():
-                for block in tensor.blocks() if isinstance(tensor, CheckpointTensor) else (tensor,):
-                    file.write(_as_bytes(block))
-                yield file.tell()
-
-    def _layout(self) -> Iterator[tuple[str, Any, int]]:
-        offset = 0
-        # safetensors allows no holes: largest element first keeps every tensor aligned to its own element size
-        for name, tensor in sorted(self._tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-            yield name, tensor, offset
-            offset += tensor.nbytes
-
-    def _header(self) -> bytes:
-        entries = {
-            name: {
-                "dtype": _SAFETENSORS_NAMES[tensor.dtype],
-                "shape": [int(size) for size in tensor.shape],
-                "data_offsets": [offset, offset + tensor.nbytes],
-            }
-            for name, tensor, offset in self._layout()
-        }
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        length = math.ceil((len(text) + 8) / _ALIGNMENT) * _ALIGNMENT - 8
-        return length.to_bytes(8, "little") + text.ljust(length)
-
-
-def _as_bytes(value: torch.Tensor | ir.TensorProtocol) -> bytes | memoryview:
-    if isinstance(value, torch.Tensor):
-        data: npt.NDArray[np.uint8] = value.reshape(-1).view(torch.uint8).numpy()
-        return data.data
-    return value.tobytes()

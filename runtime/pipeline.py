@@ -21,6 +21,7 @@ from kinograph.runtime import conditioning, noise
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.codec import decode
 from kinograph.runtime.denoise import Inputs, denoise, load_inputs
+from kinograph.runtime.embeddings import embed
 from kinograph.runtime.events import Event, FramesDecoded, StageStarted, StepDone
 from kinograph.runtime.image import read_image
 from kinograph.runtime.locate import open_bundle
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline", "Video", "load"]
 
-_PRECISIONS = ("fp32", "fp16", "bf16")  # what `auto` prefers on the CPU, best first
+_PRECISIONS = ("fp32", "fp16", "bf16")  # what `auto` prefers of an exported bundle on the CPU, best first
+_QUANTISED = ("int8",)  # what it prefers to those where it passed its gate
 _RESIDENT_SHARE = 0.25  # engines stay loaded between stages while the weights are at most this share of the memory
 
 Latents = npt.NDArray[np.float32]
@@ -208,16 +210,7 @@ class Pipeline:
 
     def _encode_text(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeddings [B, L, D] of the prompts, padded with zeros."""
-        text = self.bundle.manifest.text
-        rows = np.zeros((len(prompts), text.length, text.dim), np.float32)
-        engine = self._engine("text_encoder")
-        for row, prompt in zip(rows, prompts, strict=True):
-            ids = self._tokenizer.encode(prompt)
-            with Binding(self.device, engine, {"L": len(ids)}) as binding:
-                binding.write("input_ids", ids[None])
-                binding.write("attention_mask", np.ones((1, len(ids)), np.int64))
-                binding.run()
-                row[: len(ids)] = binding["embeddings"].read()[0]
+        rows = embed(self.device, self._engine("text_encoder"), self._tokenizer, self.bundle.manifest.text, prompts)
         self._leave_stage()
         return rows
 
@@ -284,10 +277,14 @@ def _check_components(manifest: Manifest) -> None:
 
 
 def _choose_variants(manifest: Manifest, variant: str | None) -> dict[str, str]:
-    """The precision of every component: `variant` where the component has it, else the best it has."""
+    """The variant of every component: `variant` where the component has it, else the best float precision it has.
+
+    Without `variant`, a quantised one that passed its gate comes first.
+    """
     chosen: dict[str, str] = {}
     for name, component in manifest.components.items():
-        order = [variant, *_PRECISIONS] if variant else list(_PRECISIONS)
+        passed = [n for n in _QUANTISED if (v := component.variants.get(n)) and v.quality and v.quality.passed]
+        order = [*([variant] if variant else passed), *_PRECISIONS]
         available = [precision for precision in order if precision in component.variants]
         chosen[name] = available[0] if available else next(iter(component.variants))
     if variant is not None and variant not in chosen.values():

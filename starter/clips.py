@@ -37,7 +37,8 @@ class Pool:
         self.rng = rng
         self.scenes = [world.sample(rng) for _ in range(count)]
         drawn = list(drawing.draw_batches(self.scenes, _BATCH, frames, size))
-        self.clips, self.classes = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        self.clips, shown = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        self.classes = np.stack([drawing.classes(scene, own) for scene, own in zip(self.scenes, shown, strict=True)])
 
     def batch(self, crop: Crop) -> tuple[torch.Tensor, torch.Tensor]:
         """Random crops near a subject: clips [B, 3, T, H, W] from -1 to 1, and classes int64 [B, T, H, W]."""

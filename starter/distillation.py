@@ -64,10 +64,8 @@ def _velocity(
     transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
 ) -> torch.Tensor:
     """The velocity of latents [B, C, F, H, W] at timesteps [B], 0 to 1000; float32."""
-    tokens = latents.shape[2] * (latents.shape[3] // 2) * (latents.shape[4] // 2)
-    timesteps = timestep[:, None].expand(-1, tokens)
     with mixed_precision(latents.device), sdpa_kernel(attention(latents.device)):
-        return transformer(latents, timesteps, text, return_dict=False)[0].float()
+        return transformer(latents, timestep, text, return_dict=False)[0].float()
 
 
 @torch.no_grad()

@@ -5,13 +5,15 @@ its tokens found their subject's colour in 27 % and, among several subjects, whi
 its own stage teaches.
 
 Beside the velocity it learns, halfway through its blocks, to name what each of its tokens will show once the noise is
-gone. That is known here for every clip, and it makes layout and identity come early (as representation alignment does
-for large models, Yu et al. 2024, arXiv:2410.06940); the head that names it is not part of the model.
+gone: whose shape, colour, motion and facing. That is known here for every clip, and it makes layout and identity come
+early (as representation alignment does for large models, Yu et al. 2024, arXiv:2410.06940); the head that names it is
+not part of the model.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,12 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import UMT5EncoderModel
 
-from kinograph.starter import captions
-from kinograph.starter.drawing import CLASSES
+from kinograph.starter import captions, world
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import FLOW_SHIFT, encode_text
 from kinograph.starter.precision import mixed_precision
-from kinograph.starter.text_training import world_tokenizer
+from kinograph.starter.text_training import ABOUT_ACTORS, world_tokenizer
 
 __all__ = ["attention", "given_frames", "is_muon", "train_dit"]
 
@@ -36,8 +37,11 @@ log = logging.getLogger(__name__)
 
 _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-free guidance
 _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: where noise hides them it would bias
-_NAMING_WEIGHT = 0.1  # of the cross-entropy of the classes that each token's cells will show
-_GIVEN = {"none": 0.8, "first": 0.11, "start": 0.03, "end": 0.03, "both ends": 0.03}
+_NAMING_WEIGHT = 0.06  # of the cross-entropy of each thing that is named of a token's cells
+_NAMED = ("subject", "colour", "motion", "facing")
+_KINDS = [1 + ABOUT_ACTORS[name][0] for name in _NAMED]  # values of each, and none
+_CONDITIONED = 0.2  # share of batches whose clips are given clean frames
+_GIVEN = {"first": 0.55, "start": 0.15, "end": 0.15, "both ends": 0.15}
 _PATCH = 2  # side of a token in latent cells
 
 
@@ -87,12 +91,32 @@ def _head(width: int, scores: int) -> nn.Module:
 def _batch(
     cache: Cache, count: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    """Latents [B, C, F, H, W], class shares [B, classes, F, H, W], given frames [B, F] and captions."""
+    """Latents [B, C, F, H, W], what each cell shows [B, K, F, H, W], given frames [B, F] and captions."""
     chosen = rng.integers(len(cache.scenes), size=count)
     latents = cache.latents[chosen].float()
     texts = [captions.caption(cache.scenes[i], rng) if rng.random() >= _NO_CAPTION else "" for i in chosen]
-    given = np.stack([given_frames(latents.shape[2], rng) for _ in range(count)])
-    return latents, cache.shares[chosen].float(), torch.from_numpy(given), texts
+    given = np.zeros((count, latents.shape[2]), bool)
+    if rng.random() < _CONDITIONED:
+        given = np.stack([given_frames(latents.shape[2], rng) for _ in range(count)])
+    named = _named([cache.scenes[i] for i in chosen], cache.shares[chosen].float())
+    return latents, named, torch.from_numpy(given), texts
+
+
+def _named(scenes: Sequence[world.Scene], shares: torch.Tensor) -> torch.Tensor:
+    """For each of `_NAMED` in turn, the shares of a cell's pixels that show none, and each value, of it.
+
+    From the actors' shares [B, actors + 1, F, H, W] to [B, K, F, H, W].
+    """
+    parts = []
+    for name in _NAMED:
+        values, about = ABOUT_ACTORS[name]
+        shown = torch.zeros(len(scenes), 1 + values, 1 + world.MOST_ACTORS)
+        shown[:, 0, 0] = 1
+        for i, scene in enumerate(scenes):
+            for number, actor in enumerate(scene.actors, start=1):
+                shown[i, 1 + about(actor), number] = 1
+        parts.append(torch.einsum("bka,bafhw->bkfhw", shown, shares))
+    return torch.cat(parts, dim=1)
 
 
 def _tokens(cells: torch.Tensor) -> torch.Tensor:
@@ -112,7 +136,7 @@ def _loss(
 ) -> tuple[torch.Tensor, float]:
     """Flow matching (Lipman et al. 2022, arXiv:2210.02747): x = (1 − σ)·latents + σ·noise, target noise − latents.
 
-    Given frames stay clean at timestep 0 and carry no loss. Also returns the cross-entropy of the naming head.
+    Given frames stay clean at timestep 0 and carry no loss. Also returns the mean cross-entropy of the naming head.
     """
     batch, _, frames, height, width = latents.shape
     sigma = torch.rand(batch, device=latents.device)
@@ -121,15 +145,21 @@ def _loss(
     sigmas = (sigma[:, None] * ~given).view(batch, 1, frames, 1, 1)
     noisy = (1 - sigmas) * latents + sigmas * noise
     tokens = (height // _PATCH) * (width // _PATCH)
-    timesteps = (1000 * sigmas).view(batch, frames, 1).expand(-1, -1, tokens).reshape(batch, -1)
+    timesteps = 1000 * sigma  # one for a whole clip is the same as one for each token, and a third faster
+    if given.any():
+        timesteps = (1000 * sigmas).view(batch, frames, 1).expand(-1, -1, tokens).reshape(batch, -1)
     with mixed_precision(latents.device), sdpa_kernel(attention(latents.device)):
         velocity = module["transformer"](noisy, timesteps, text, return_dict=False)[0]
         scores = module["naming"](halfway.hidden)
     weight = (1 + _FOREGROUND * (1 - covered[:, :1]) * (1 - sigmas)) * ~given.view(batch, 1, frames, 1, 1)
     error = (velocity.float() - (noise - latents)).square().mean(1, keepdim=True)
     shown = _tokens(covered)
-    naming = functional.cross_entropy(scores.float().view(-1, len(CLASSES)), shown.reshape(-1, len(CLASSES)))
-    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach())
+    naming = torch.zeros((), device=latents.device)
+    for guess, truth in zip(
+        scores.float().view(shown.shape).split(_KINDS, dim=-1), shown.split(_KINDS, dim=-1), strict=True
+    ):
+        naming = naming + functional.cross_entropy(guess.flatten(0, -2), truth.flatten(0, -2))
+    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach()) / len(_KINDS)
 
 
 def train_dit(
@@ -151,7 +181,7 @@ def train_dit(
         {
             "transformer": transformer,
             "text_encoder": text_encoder.requires_grad_(False),
-            "naming": _head(width, _PATCH * _PATCH * len(CLASSES)),
+            "naming": _head(width, _PATCH * _PATCH * sum(_KINDS)),
         }
     ).to(device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kinograph.starter.shapes import FEATURES, OUTLINES
 from kinograph.starter.world import BACKGROUNDS, COLOURS, SUBJECTS, WALL, Actor, Scene, track
 
-__all__ = ["CLASSES", "backdrop", "classes", "coverage", "draw_batches", "masks", "paint", "render"]
+__all__ = ["CLASSES", "backdrop", "classes", "coverage", "draw_batches", "masks", "owners", "paint", "render"]
 
 Array = NDArray[np.float32]
 
@@ -33,7 +33,7 @@ _WHITE = np.array((255, 255, 255), np.float32)
 _BRICK, _MORTAR = (168, 104, 78), (206, 188, 170)
 _STROKE = 0.3  # width of an outline, in radii
 _GLOW = 0.28  # reach of neon light, in radii
-_CHECK = np.float32(7)  # 8-bit levels by which a pixel-art background's checks are lighter or darker
+_SCANLINE = np.float32(9)  # 8-bit levels by which every other line of a pixel-art background is lighter or darker
 _BLOCK = 32  # side of a pixel-art picture in its own pixels
 
 
@@ -204,8 +204,7 @@ def backdrop(background: str, genre: str, wall: bool, size: int) -> tuple[Array,
     if genre == "outline":
         picture = _mix(picture, np.asarray(picture.mean((0, 1)), np.float32), 0.25)
     elif genre == "pixel art":
-        rows, columns = np.indices((side, side))
-        picture = picture + np.where((rows + columns) % 2 == 0, _CHECK, -_CHECK)[..., None]
+        picture = picture + np.where(np.arange(side) % 2 == 0, _SCANLINE, -_SCANLINE)[:, None, None]
     elif genre == "watercolour":
         wash = np.sin(2 * np.pi * (x * 1.7 + y * 0.6)) * np.sin(2 * np.pi * (y * 1.9 - x * 0.5 + 0.2))
         picture = _mix(picture, _PAPER, np.float32(0.42) + np.float32(0.1) * wash)
@@ -248,23 +247,28 @@ def masks(scene: Scene, frames: int = 17, size: int = 64) -> Array:
     return np.stack(covered)
 
 
-def classes(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:
-    """Which of `CLASSES` each pixel shows: uint8 [T, H, W]."""
-    label = np.zeros((frames, size, size), np.uint8)
-    for actor, mask in zip(scene.actors, masks(scene, frames, size), strict=True):
-        label[mask > 0.5] = CLASSES.index(actor.subject)
-    return label
+def owners(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:
+    """Which of the scene's actors each pixel shows, counted from 1, and 0 for none: uint8 [T, H, W]."""
+    shown = np.zeros((frames, size, size), np.uint8)
+    for number, mask in enumerate(masks(scene, frames, size), start=1):
+        shown[mask > 0.5] = number
+    return shown
+
+
+def classes(scene: Scene, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Which of `CLASSES` each pixel shows, from the `owners` of a scene's pixels."""
+    return np.asarray([0, *(CLASSES.index(actor.subject) for actor in scene.actors)], np.uint8)[shown]
 
 
 def _draw_batch(frames: int, size: int, scenes: Sequence[Scene]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     clips = np.stack([render(scene, frames, size) for scene in scenes])
-    return clips, np.stack([classes(scene, frames, size) for scene in scenes])
+    return clips, np.stack([owners(scene, frames, size) for scene in scenes])
 
 
 def draw_batches(
     scenes: Sequence[Scene], batch: int, frames: int, size: int
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Clips [B, T, H, W, 3] and classes [B, T, H, W] of the scenes in order, `batch` at a time, drawn on every core.
+    """Clips [B, T, H, W, 3] and owners [B, T, H, W] of the scenes in order, `batch` at a time, drawn on every core.
 
     No more than a few batches are drawn ahead of what has been taken.
     """

@@ -26,7 +26,7 @@ _OUTLIER = 60.0  # distance in 8-bit RGB from which a pixel says nothing about t
 _SLACK = 7.0  # mean distance by which a backdrop may be worse than the best and still be tried
 _TRIED = 4  # backdrops that are tried at most
 _BLURS = 3  # degrees of blur that a clip may have
-_CHECKS = 0.2  # mean strength in 8-bit levels of pixel art's checks from which they are there
+_SCANLINES = 0.2  # mean strength in 8-bit levels of pixel art's scanlines from which they are there
 FAINT = 34.0  # distance from the backdrop below which a pixel shows none of a subject
 
 
@@ -52,14 +52,15 @@ def _explaining(pictures: Array) -> list[Backdrop]:
 
 
 def likely(pictures: Array) -> list[Backdrop]:
-    """The backdrops that a clip, RGB [T, H, W, 3], may have, the best first: pixel art where it has checks, only there.
+    """The backdrops that a clip, RGB [T, H, W, 3], may have, the best first.
 
-    The checks of all frames together tell, even where blur and noise hide them from the eye.
+    Pixel art is where there are scanlines, and only there. Those of all frames together tell, even where blur and
+    noise hide them from the eye.
     """
     settled: list[Backdrop] = []
     for backdrop in _explaining(pictures):
         plain = replace(backdrop, genre="flat") if backdrop.genre == "pixel art" else backdrop
-        if plain.genre in ("flat", "outline") and _checks(plain, pictures) > _CHECKS:
+        if plain.genre in ("flat", "outline") and _scanlines(plain, pictures) > _SCANLINES:
             backdrop = replace(backdrop, genre="pixel art")
         elif backdrop.genre == "pixel art":
             backdrop = replace(backdrop, genre="flat")
@@ -68,13 +69,13 @@ def likely(pictures: Array) -> list[Backdrop]:
     return settled
 
 
-def _checks(backdrop: Backdrop, pictures: Array) -> float:
-    """How strong pixel art's checks are over a backdrop without them, in 8-bit levels."""
+def _scanlines(backdrop: Backdrop, pictures: Array) -> float:
+    """How strong pixel art's scanlines are over a backdrop without them, in 8-bit levels."""
     plain = levelled(picture_of(backdrop, pictures.shape[1])[0], pictures)
-    rows, columns = np.indices(plain.shape[:2]) * _COARSE // len(plain)
+    lines = np.arange(len(plain)) * _COARSE // len(plain)
     apart = pictures - plain
     behind = squared(apart) < FAINT**2
-    sign = np.where((rows + columns) % 2 == 0, np.float32(1), np.float32(-1))
+    sign = np.where(lines % 2 == 0, np.float32(1), np.float32(-1))[:, None]
     return float((apart.mean(-1) * sign)[behind].sum() / max(behind.sum(), 1))
 
 

@@ -42,7 +42,7 @@ __all__ = [
 
 TEXT_LENGTH = 40  # tokens; captions are padded to it
 FLOW_SHIFT = 3.0  # of the noise schedule, in training and sampling alike
-LATENT_CHANNELS = 16
+LATENT_CHANNELS = 24
 TEXT_DIM = 128
 
 
@@ -61,8 +61,8 @@ class Layout:
 
 
 LAYOUTS = {
-    "cpu": Layout(frames=17, size=64, fps=8, layers=6, heads=8, ffn=768, encoder=16, decoder=24),
-    "gpu": Layout(frames=33, size=128, fps=16, layers=12, heads=12, ffn=1536, encoder=32, decoder=48),
+    "cpu": Layout(frames=17, size=64, fps=8, layers=6, heads=8, ffn=768, encoder=16, decoder=16),
+    "gpu": Layout(frames=33, size=128, fps=16, layers=12, heads=12, ffn=1536, encoder=32, decoder=32),
 }
 """By the machine that can train it in an hour or two."""
 
@@ -95,7 +95,7 @@ def make_vae(
         base_dim=layout.encoder,
         decoder_base_dim=layout.decoder,
         z_dim=LATENT_CHANNELS,
-        dim_mult=[1, 2, 2],
+        dim_mult=[1, 4, 4],  # the coarse levels, where shapes are made out, are wide and cheap
         num_res_blocks=1,
         attn_scales=[],
         temperal_downsample=[True, True],

@@ -22,7 +22,7 @@ from kinograph.starter import captions, world
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import TEXT_DIM, encode_text, make_tokenizer
 
-__all__ = ["labels", "train_text", "world_tokenizer"]
+__all__ = ["ABOUT_ACTORS", "labels", "train_text", "world_tokenizer"]
 
 _MOTIONS = (*world.MOTIONS, "hits left", "hits right", "is hit")
 _SIZES = ("", *world.SIZES)
@@ -31,14 +31,13 @@ _SCENE: dict[str, tuple[int, Callable[[world.Scene], int]]] = {  # number of val
     "background": (len(world.BACKGROUNDS), lambda scene: list(world.BACKGROUNDS).index(scene.background)),
     "genre": (len(world.GENRES), lambda scene: world.GENRES.index(scene.genre)),
 }
-_ACTOR: dict[str, tuple[int, Callable[[world.Actor], int]]] = {
+ABOUT_ACTORS: dict[str, tuple[int, Callable[[world.Actor], int]]] = {
     "subject": (len(world.SUBJECTS), lambda actor: world.SUBJECTS.index(actor.subject)),
     "colour": (len(world.COLOURS), lambda actor: list(world.COLOURS).index(actor.colour)),
     "motion": (len(_MOTIONS), lambda actor: _MOTIONS.index(actor.motion)),
     "facing": (2, lambda actor: int(actor.facing > 0)),
     "size": (len(_SIZES), lambda actor: _SIZES.index(actor.size)),
 }
-_PLACES = 3  # most subjects in a scene
 _NONE = -100  # no label: not trained on
 _CAPTIONS = 20_000  # enough to meet every word many times
 _BATCH = 64
@@ -68,12 +67,12 @@ def _owners(scene: world.Scene, text: str, length: int) -> list[int]:
 
 def labels(scenes: Sequence[world.Scene], texts: Sequence[str], length: int) -> dict[str, torch.Tensor]:
     """What every token is to name: for each name int64 [B, L], -100 where there is nothing to name."""
-    found: dict[str, list[list[int]]] = {name: [] for name in (*_SCENE, *_ACTOR, "place")}
+    found: dict[str, list[list[int]]] = {name: [] for name in (*_SCENE, *ABOUT_ACTORS, "place")}
     for scene, text in zip(scenes, texts, strict=True):
         owners = _owners(scene, text, length)
         for name, (_, value) in _SCENE.items():
             found[name].append([value(scene)] * length)
-        for name, (_, about) in _ACTOR.items():
+        for name, (_, about) in ABOUT_ACTORS.items():
             values = [about(actor) for actor in scene.actors]
             found[name].append([values[owner] if owner >= 0 else _NONE for owner in owners])
         found["place"].append([owner if owner >= 0 else _NONE for owner in owners])
@@ -87,7 +86,7 @@ def train_text(
     rng = np.random.default_rng((seed, 1))
     torch.manual_seed(seed)
     tokenizer = world_tokenizer()
-    sizes = {name: count for name, (count, _) in (*_SCENE.items(), *_ACTOR.items())} | {"place": _PLACES}
+    sizes = {name: count for name, (count, _) in (_SCENE | ABOUT_ACTORS).items()} | {"place": world.MOST_ACTORS}
     heads = nn.ModuleDict({name: nn.Linear(TEXT_DIM, count) for name, count in sizes.items()})
     module = nn.ModuleDict({"encoder": encoder, "heads": heads}).to(device)
     loop = Loop(module, budget, folder / "text.pt")

@@ -36,9 +36,9 @@ _EDGES = 1.0  # of neighbouring pixels' differences: keeps textures that are too
 _FOREGROUND = 5.0  # extra weight of the subjects' pixels
 _SWEPT = 1.5  # extra weight of pixels that a subject touches at any time in the clip
 _WIDE = 1.5  # share of the subjects' mask grown by one pixel
-_JITTER = 0.5  # most noise on the latents before decoding, in standard deviations
+_JITTER = 0.4  # most noise on the latents before decoding, in standard deviations
 _POOL = 2400  # clips kept in memory
-_PHASES = (0.2, 0.55)  # until here single frames; until here crops of short clips; then crops of clips and whole ones
+_PHASES = (0.15, 0.4)  # until here single frames; until here crops of short clips; then crops of clips and whole ones
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -76,12 +76,12 @@ def psnr(clips: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> tupl
     return float(-10 * torch.log10(inside + 1e-12)), float(-10 * torch.log10(outside + 1e-12))
 
 
-def shares(label: torch.Tensor, cells: torch.Size) -> torch.Tensor:
-    """How much of each latent cell every class covers: classes [B, T, H, W] to float [B, classes, F, H', W'].
+def shares(label: torch.Tensor, kinds: int, cells: torch.Size) -> torch.Tensor:
+    """How much of each latent cell every kind of pixel covers: kinds [B, T, H, W] to float [B, kinds, F, H', W'].
 
     The first latent frame stands for one frame, each other for an equal share of the rest.
     """
-    covered = functional.one_hot(label, len(CLASSES)).permute(0, 4, 1, 2, 3).float()
+    covered = functional.one_hot(label, kinds).permute(0, 4, 1, 2, 3).float()
     first = functional.adaptive_avg_pool3d(covered[:, :, :1], (1, *cells[1:]))
     if cells[0] == 1:
         return first
@@ -110,7 +110,7 @@ def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tu
     difference = error.abs() + 0.5 * error.square()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    seen = functional.cross_entropy(scores.float(), shares(label, scores.shape[2:]))
+    seen = functional.cross_entropy(scores.float(), shares(label, len(CLASSES), scores.shape[2:]))
     pictures = (difference * weight).mean() / weight.mean() + _EDGES * edges
     return pictures + _KL_WEIGHT * kl + _HEAD_WEIGHT * seen, decoded
 

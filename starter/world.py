@@ -17,6 +17,7 @@ __all__ = [
     "COLOURS",
     "GENRES",
     "KINDS",
+    "MOST_ACTORS",
     "MOTIONS",
     "SIZES",
     "SUBJECTS",
@@ -92,10 +93,11 @@ KINDS: dict[str, float] = {  # what happens, with its share of the clips
     "wall": 0.10,  # one subject passes behind a wall
     "collision": 0.08,  # a ball stops as it hits another, which rolls on
 }
+MOST_ACTORS = 3  # in a scene
 WALL = (0.34, 0.66)  # left and right edge of the wall
 FACING = ("cat", "car", "fish", "bird")  # subjects with a front
 
-_RADII = {"large": 0.24, "small": 0.16, "beside": 0.17, "above": 0.17, "row": 0.14, "wall": 0.15, "collision": 0.13}
+_RADII = {"large": 0.24, "small": 0.16, "beside": 0.19, "above": 0.19, "row": 0.14, "wall": 0.15, "collision": 0.13}
 _MIN_CONTRAST = 85.0  # Euclidean distance in 8-bit RGB between a subject and every tone behind it
 _HELD_OUT_SHARE = 10  # one combination in ten is never trained on
 _EDGE = 0.02  # kept free at the picture's border

@@ -15,8 +15,9 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
+from kinograph.bundle.weights import WeightFile
 from kinograph.errors import BundleError
-from kinograph.export.weights import Checkpoint, CheckpointTensor, WeightFile
+from kinograph.export.weights import Checkpoint, CheckpointTensor
 
 pytestmark = pytest.mark.export
 

@@ -1,0 +1,51 @@
+"""What an engine needs of a bundle, before there is one: while it is written, or where a graph is only being tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from kinograph.bundle import Bundle
+    from kinograph.manifest import Component
+
+__all__ = ["Draft", "Trial"]
+
+
+class Draft:
+    """The files of a `folder` in which a bundle is being written, with the components it will have."""
+
+    def __init__(self, folder: Path, components: Mapping[str, Component]) -> None:
+        self._folder = folder
+        self._components = components
+
+    def read(self, name: str) -> bytes:
+        return (self._folder / name).read_bytes()
+
+    def map(self, name: str) -> npt.NDArray[np.uint8]:
+        return np.memmap(self._folder / name, dtype=np.uint8, mode="r")
+
+    def component(self, name: str) -> Component:
+        return self._components[name]
+
+
+class Trial:
+    """A bundle with some other components, whose graphs and weights are in memory; it does not own the bundle."""
+
+    def __init__(self, bundle: Bundle, components: Mapping[str, Component], files: Mapping[str, bytes]) -> None:
+        self._bundle = bundle
+        self._components = components
+        self._files = files
+
+    def read(self, name: str) -> bytes:
+        return self._files[name] if name in self._files else self._bundle.read(name)
+
+    def map(self, name: str) -> npt.NDArray[Any]:
+        return np.frombuffer(self._files[name], np.uint8) if name in self._files else self._bundle.map(name)
+
+    def component(self, name: str) -> Component:
+        return self._components[name] if name in self._components else self._bundle.component(name)

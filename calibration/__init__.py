@@ -1,0 +1,48 @@
+"""Calibration: from a bundle's float graphs to quantised variants in the same bundle, and what that cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kinograph.calibration.compare import Report
+
+__all__ = ["RECIPES", "CalibrationOptions", "calibrate"]
+
+RECIPES = ("int8",)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How to calibrate.
+
+    `prompts` are what videos are made of, by default the project's own; `runs` of them are looked into and `videos`
+    others, which no range was found on, are compared. With `scan` every layer's effect on the velocity is measured, and
+    those that cost most stay as they are; without, only what flows through each layer decides. `force` writes a variant
+    that misses the gate, marked as such, and replaces one that is there.
+    """
+
+    recipe: str = "int8"
+    prompts: tuple[str, ...] | None = None
+    runs: int = 16
+    videos: int = 8
+    scan: bool = True
+    force: bool = False
+    device: str = "auto"
+
+
+def calibrate(bundle: Path, options: CalibrationOptions, progress: Progress) -> Report:
+    """Add a quantised variant to the bundle at a path. `progress` is called with a stage's name, what is done, of what.
+
+    Raises UsageError where the bundle has the variant already or prompts do not fit, QualityError where the variant
+    misses its gate: the bundle is then as it was.
+    """
+    from kinograph.calibration.calibrate import run
+
+    return run(bundle, options, progress)

@@ -1,0 +1,146 @@
+"""What flows through a graph while it makes videos: ranges and samples of every activation, by time of the schedule.
+
+The graph itself computes them, as further outputs: the largest and smallest value of every channel, and a few rows at
+random. So memory does not depend on the size of the video, no activation ever leaves the engine whole, and it works
+wherever the graph runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from kinograph.bundle.draft import Trial
+from kinograph.calibration.layers import Graph, Group
+from kinograph.manifest import Component, Tensor
+
+if TYPE_CHECKING:
+    from kinograph.bundle import Bundle
+    from kinograph.runtime.binding import Binding
+
+__all__ = ["BUCKETS", "Statistics", "Watch", "watched"]
+
+Floats = npt.NDArray[np.float32]
+
+BUCKETS = 8  # equal parts of the schedule of timesteps
+_ROWS = 1024  # kept of every activation, in all
+_SEED = 20_17
+
+
+@dataclass
+class Statistics:
+    """An activation of K channels: `low` and `high` [BUCKETS, K], and `rows` [R, K] with the `bucket` [R] of each.
+
+    A bucket that nothing fell into has a low of +inf and a high of −inf.
+    """
+
+    low: Floats
+    high: Floats
+    rows: list[Floats]
+    bucket: list[int]
+
+    @property
+    def largest(self) -> Floats:
+        """The largest magnitude of every channel, [K]."""
+        return np.maximum(np.abs(self.low), np.abs(self.high)).max(axis=0, where=np.isfinite(self.low), initial=0.0)
+
+    @property
+    def sample(self) -> Floats:
+        """All rows that were kept, [R, K]."""
+        return np.concatenate(self.rows)
+
+
+class Watch:
+    """Gathers the statistics of `groups` from the bindings of a watched graph.
+
+    `runs` is how many times the graph will run; with it the share of rows to keep of each is known beforehand.
+    """
+
+    def __init__(self, groups: Sequence[Group], runs: int) -> None:
+        self.groups = tuple(groups)
+        self.rows = math.ceil(_ROWS / runs)
+        self.statistics = {
+            group.activation: Statistics(
+                np.full((BUCKETS, group.channels), np.inf, np.float32),
+                np.full((BUCKETS, group.channels), -np.inf, np.float32),
+                [],
+                [],
+            )
+            for group in groups
+        }
+
+    def see(self, binding: Binding, share: float) -> None:
+        """Take what the last run showed; `share` is how far the schedule was from its end, 1 being pure noise."""
+        bucket = min(int(share * BUCKETS), BUCKETS - 1)
+        for number, group in enumerate(self.groups):
+            kept = self.statistics[group.activation]
+            kept.low[bucket] = np.minimum(kept.low[bucket], binding[f"low_{number}"].read())
+            kept.high[bucket] = np.maximum(kept.high[bucket], binding[f"high_{number}"].read())
+            kept.rows.append(binding[f"rows_{number}"].read())
+            kept.bucket += [bucket] * self.rows
+
+
+def watched(bundle: Bundle, watches: Sequence[tuple[Graph, Watch]]) -> Trial:
+    """The bundle with components whose graphs also give what the watches want to see."""
+    components, graphs = {}, {}
+    for graph, watch in watches:
+        variant = bundle.component(graph.component).variants[graph.precision]
+        model = graph.model.clone()
+        outputs = tuple(_watch(model, watch))
+        declared = msgspec.structs.replace(variant, outputs=variant.outputs + outputs)
+        components[graph.component] = Component(variants={graph.precision: declared})
+        graphs[variant.graph] = ir.to_proto(model).SerializeToString()
+    return Trial(bundle, components, graphs)
+
+
+def _watch(model: ir.Model, watch: Watch) -> Iterator[Tensor]:
+    """Append what computes the statistics; yields the new outputs."""
+    values = _values(model)
+    random = np.random.default_rng(_SEED)
+    rows = _constant(model, "watch.rows", random.integers(0, 1 << 40, watch.rows))
+    axis = _constant(model, "watch.axis", np.array([0], np.int64))
+    for number, group in enumerate(watch.groups):
+        shape = _constant(model, f"watch.shape_{number}", np.array([-1, group.channels], np.int64))
+        flat = _node(model, "Reshape", [values[group.activation], shape])
+        count = _node(model, "Gather", [_node(model, "Shape", [flat]), axis], axis=0)
+        chosen = _node(model, "Gather", [flat, _node(model, "Mod", [rows, count])], axis=0)
+        for name, value, size in (
+            ("low", _node(model, "ReduceMin", [flat, axis], keepdims=0), (group.channels,)),
+            ("high", _node(model, "ReduceMax", [flat, axis], keepdims=0), (group.channels,)),
+            ("rows", chosen, (watch.rows, group.channels)),
+        ):
+            value.name = f"{name}_{number}"
+            value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(size)
+            model.graph.outputs.append(value)
+            yield Tensor(name=value.name, dtype="float32", shape=size)
+
+
+def _values(model: ir.Model) -> Mapping[str, ir.Value]:
+    values = {str(value.name): value for value in model.graph.inputs}
+    for node in model.graph:
+        values |= {str(value.name): value for value in node.outputs}
+    return values
+
+
+def _constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=name),
+    )
+    model.graph.initializers[name] = value
+    return value
+
+
+def _node(model: ir.Model, operator: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
+    node = ir.node(operator, inputs, attributes=attributes)
+    model.graph.append(node)
+    return node.outputs[0]

@@ -1,0 +1,76 @@
+"""Writes quantised formats into a graph, as `QuantizeLinear` and `DequantizeLinear` around the products they are for.
+
+That is the portable form: it says what is computed, and every engine fuses it into its own integer kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from kinograph.calibration.recipes.int8 import Plan
+
+__all__ = ["emit"]
+
+
+def emit(model: ir.Model, plans: Iterable[Plan], weights: Mapping[str, npt.NDArray[Any]]) -> ir.Model:
+    """A copy of `model` with the groups of `plans` quantised.
+
+    `weights` holds the arrays of the model's float weights, which the copy's initializers get where they are still
+    used; the quantised ones are its own. All are in memory, to be written by whoever calls.
+    """
+    model = model.clone()
+    for plan in plans:
+        _quantise(model, plan)
+    used = {str(value.name) for node in model.graph for value in node.inputs if value is not None}
+    for name in [name for name in model.graph.initializers if name not in used]:
+        del model.graph.initializers[name]
+    for name, value in model.graph.initializers.items():
+        if name in weights:
+            value.const_value = ir.tensor(weights[name], name=name)
+    return model
+
+
+def _quantise(model: ir.Model, plan: Plan) -> None:
+    graph = model.graph
+    nodes = {str(node.name): node for node in graph if str(node.name) in plan.group.nodes}
+    first = nodes[plan.group.nodes[0]]
+    activation = first.inputs[0]
+    name = plan.group.activation
+    new: list[ir.Node] = []
+    if plan.smoothing is not None:
+        inverse = _initializer(graph, f"{name}.smoothing", (1 / plan.smoothing).astype(np.float32))
+        new.append(ir.node("Mul", [activation, inverse], name=f"{name}.smooth"))
+        activation = new[-1].outputs[0]
+    scale = _initializer(graph, f"{name}.scale", np.float32(plan.form.scale))
+    zero = _initializer(graph, f"{name}.zero_point", np.uint8(plan.form.zero_point))
+    new.append(ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}.quantize"))
+    new.append(ir.node("DequantizeLinear", [new[-1].outputs[0], scale, zero], name=f"{name}.dequantize"))
+    earliest = next(node for node in graph if str(node.name) in nodes)
+    graph.insert_before(earliest, new)
+    for node_name, weight in zip(plan.group.nodes, plan.weights, strict=True):
+        node = nodes[node_name]
+        values = _initializer(graph, f"{node_name}.int8", weight.values)
+        scales = _initializer(graph, f"{node_name}.scale", weight.scale)
+        back = ir.node(
+            "DequantizeLinear", [values, scales], attributes={"axis": weight.axis}, name=f"{node_name}.weight"
+        )
+        graph.insert_before(node, back)
+        node.replace_input_with(0, new[-1].outputs[0])
+        node.replace_input_with(1, back.outputs[0])
+
+
+def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:
+    array = np.asarray(array)
+    if name not in graph.initializers:
+        graph.initializers[name] = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.tensor(array, name=name),
+        )
+    return graph.initializers[name]

@@ -1,0 +1,155 @@
+"""The denoising loop, run over and over for its own sake: to be looked into, and to be compared with another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kinograph.bundle import Bundle
+from kinograph.engines.protocol import Contents, Device, Engine
+from kinograph.manifest import Expert
+from kinograph.runtime.binding import Binding
+from kinograph.runtime.conditioning import nothing_given
+from kinograph.runtime.denoise import Inputs, denoise, load_inputs
+from kinograph.runtime.embeddings import embed
+from kinograph.runtime.noise import normal
+from kinograph.runtime.solvers import Step, schedule
+from kinograph.runtime.text import Tokenizer
+
+__all__ = ["Experts", "Loop", "Moment", "Start"]
+
+Latents = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: `noise` [1, C, F, H, W] and the embedded prompt `text` [B, L, D]."""
+
+    noise: Latents
+    text: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of a run: what went in, as the step graph has it, and the velocity that came out."""
+
+    step: Step
+    start: Start
+    sample: Latents
+    history: Latents
+    velocity: Latents
+
+
+class Loop:
+    """The loop of a bundle at a size, by default its own, on a device."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        frames: int | None = None,
+    ) -> None:
+        manifest = bundle.manifest
+        self.bundle, self.device = bundle, device
+        geometry, defaults = manifest.geometry, manifest.defaults
+        self.shape = (
+            1,
+            geometry.channels,
+            1 + ((frames or defaults.num_frames) - 1) // geometry.temporal,
+            (height or defaults.height) // geometry.spatial,
+            (width or defaults.width) // geometry.spatial,
+        )
+        self.steps = schedule(manifest.solver, defaults.num_inference_steps)
+        self.scale = manifest.experts[0].guidance_scale
+
+    def starts(self, prompts: Sequence[str], precision: str, seed: int = 0) -> list[Start]:
+        """A start for every prompt; the noise of the i-th is that of the seed `seed` + i."""
+        manifest = self.bundle.manifest
+        tokenizer = Tokenizer(self.bundle.read(manifest.text.tokenizer), manifest.text)
+        engine = self.device.open(self.bundle, "text_encoder", precision)
+        unguided = [manifest.defaults.negative_prompt] if self.scale > 1 else []
+        try:
+            return [
+                Start(
+                    normal(self.shape, seed + number),
+                    embed(self.device, engine, tokenizer, manifest.text, [prompt, *unguided]),
+                )
+                for number, prompt in enumerate(prompts)
+            ]
+        finally:
+            engine.close()
+
+    def run(self, start: Start, open_expert: Callable[[Expert], Engine]) -> Iterator[tuple[Step, Binding]]:
+        """Every step after it has run, with the buffers it ran on."""
+        first = open_expert(self.expert(self.steps[0]))
+        with Binding(self.device, first, self._axes(start)) as binding:
+            load_inputs(binding, Inputs(start.noise, start.text, nothing_given(self.shape)))
+            for step in self._steps(binding, self.steps, open_expert):
+                yield step, binding
+
+    def moments(self, start: Start, open_expert: Callable[[Expert], Engine]) -> Iterator[Moment]:
+        """Every step of a run, with what went in and came out."""
+        sample, history = start.noise, None
+        for step, binding in self.run(start, open_expert):
+            if history is None:
+                history = np.zeros(binding["history"].shape, np.float32)
+            yield Moment(step, start, sample, history, binding["prediction"].read())
+            sample, history = binding["sample"].read(), binding["history"].read()
+
+    def expert(self, step: Step) -> Expert:
+        """Whose step it is."""
+        return next(e for e in self.bundle.manifest.experts if step.timestep >= e.boundary)
+
+    def velocities(self, engine: Engine, moments: Sequence[Moment]) -> list[Latents]:
+        """What an engine makes of what went into `moments`, which are all of its component."""
+        found = []
+        with Binding(self.device, engine, self._axes(moments[0].start)) as binding:
+            for moment in moments:
+                load_inputs(binding, Inputs(moment.start.noise, moment.start.text, nothing_given(self.shape)))
+                binding.write("sample", moment.sample)
+                binding.write("history", moment.history)
+                for _ in self._steps(binding, [moment.step], lambda expert: engine):
+                    found.append(binding["prediction"].read())
+        return found
+
+    def _steps(
+        self, binding: Binding, steps: Sequence[Step], open_expert: Callable[[Expert], Engine]
+    ) -> Iterator[Step]:
+        manifest = self.bundle.manifest
+        scales = [expert.guidance_scale for expert in manifest.experts]
+        noised = manifest.conditioning.kind == "noised"
+        return denoise(binding, steps, manifest.experts, scales, open_expert, noised_known=noised)
+
+    def _axes(self, start: Start) -> dict[str, int]:
+        _, _, frames, height, width = self.shape
+        return {"B": len(start.text), "F": frames, "H": height, "W": width}
+
+
+class Experts:
+    """The step components of a bundle, or of a trial of one, opened one at a time."""
+
+    def __init__(self, loop: Loop, bundle: Contents, precision: str) -> None:
+        self._loop, self._bundle, self._precision = loop, bundle, precision
+        self._engines: dict[str, Engine] = {}
+
+    def open(self, expert: Expert) -> Engine:
+        if expert.component not in self._engines:
+            self.close()
+            self._engines[expert.component] = self._loop.device.open(self._bundle, expert.component, self._precision)
+        return self._engines[expert.component]
+
+    def __enter__(self) -> Experts:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._engines:
+            self._engines.popitem()[1].close()

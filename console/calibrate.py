@@ -1,0 +1,69 @@
+"""What `kinograph calibrate` reads and prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from kinograph.console.inspect import rendered
+from kinograph.errors import UsageError, escape
+
+if TYPE_CHECKING:
+    from kinograph.calibration.compare import Report
+
+__all__ = ["read_prompts", "report_text"]
+
+_MAX_BYTES = 16 << 20
+
+
+def read_prompts(path: str | None) -> tuple[str, ...] | None:
+    """The lines of a file of prompts, without empty ones. Raises UsageError where it is none."""
+    if path is None:
+        return None
+    file = Path(path)
+    try:
+        if not file.is_file():
+            raise UsageError(f"--prompts {escape(path)} is no file. Give a text file with a prompt on every line")
+        if file.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"--prompts {escape(path)} has more than {_MAX_BYTES >> 20} MB, too many for prompts")
+        prompts = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"--prompts {escape(path)} cannot be read as UTF-8 text: {exc}") from exc
+    if not prompts:
+        raise UsageError(f"--prompts {escape(path)} has no prompts. Write one on every line")
+    return prompts
+
+
+def report_text(report: Report, bundle: str) -> str:
+    """The report for people: what it cost at every part of the schedule, which layers stayed, sizes and speeds."""
+    quality = report.quality
+    steps = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("timestep", "velocity, dB", "control, dB"):
+        steps.add_column(title, justify="right")
+    for timestep, decibels in sorted(report.velocity_db.items(), reverse=True):
+        steps.add_row(f"{timestep:.0f}", f"{decibels:.1f}", f"{report.control_db[timestep]:.1f}")
+    layers = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    layers.add_column("weights")
+    for title in ("own error, dB", "velocity, dB", ""):
+        layers.add_column(title, justify="right")
+    for layer in sorted(report.layers, key=lambda one: one.velocity_db or one.noise_db)[:12]:
+        layers.add_row(
+            Text(escape(", ".join(layer.weights))),
+            f"{layer.noise_db:.1f}",
+            "" if layer.velocity_db is None else f"{layer.velocity_db:.1f}",
+            "" if layer.quantised else "left as it is",
+        )
+    kept = sum(not layer.quantised for layer in report.layers)
+    lines = [
+        f"{escape(bundle)}: variant {report.variant} {'passed' if quality.passed else 'MISSED'} its gate: "
+        f"PSNR {quality.psnr_db:.1f} dB and SSIM {quality.ssim:.4f} over {quality.videos} videos, "
+        f"velocity {quality.velocity_db:.1f} dB at the worst step",
+        f"weights of the step {report.bytes_before / 1e6:.1f} MB → {report.bytes_after / 1e6:.1f} MB; "
+        f"a step {report.seconds_before * 1e3:.1f} ms → {report.seconds_after * 1e3:.1f} ms",
+        f"{len(report.layers)} activations, {kept} left as they are; those that matter most:",
+    ]
+    return "\n".join([lines[0], lines[1], "", rendered(steps), lines[2], "", rendered(layers)])
