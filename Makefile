@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO_PROMPT ?= a large red ball moves left on a plain navy background, flat style
 
-TYPED = $(addprefix -p kinograph.,bundle engines runtime console) $(addprefix -m kinograph.,errors manifest cli)
+TYPED = $(addprefix -p kinograph.,bundle calibration engines runtime console) $(addprefix -m kinograph.,errors manifest cli)
 
 .PHONY: demo test lint clean
 

@@ -43,6 +43,6 @@ def calibrate(bundle: Path, options: CalibrationOptions, progress: Progress) -> 
     Raises UsageError where the bundle has the variant already or prompts do not fit, QualityError where the variant
     misses its gate: the bundle is then as it was.
     """
-    from kinograph.calibration.calibrate import run
+    from kinograph.calibration.run import run
 
     return run(bundle, options, progress)

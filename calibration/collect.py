@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from kinograph.bundle.draft import Trial
-from kinograph.calibration.layers import Graph, Group
+from kinograph.calibration.layers import Graph
 from kinograph.manifest import Component, Tensor
 
 if TYPE_CHECKING:
@@ -36,55 +36,60 @@ _SEED = 20_17
 
 @dataclass
 class Statistics:
-    """An activation of K channels: `low` and `high` [BUCKETS, K], and `rows` [R, K] with the `bucket` [R] of each.
+    """An activation of K channels: `low` and `high` [BUCKETS, K] by parts of the schedule, and `sample` [R, K].
 
     A bucket that nothing fell into has a low of +inf and a high of −inf.
     """
 
     low: Floats
     high: Floats
-    rows: list[Floats]
-    bucket: list[int]
+    rows: list[Floats] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, channels: int) -> Statistics:
+        """Of nothing yet."""
+        shape = (BUCKETS, channels)
+        return cls(np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32))
 
     @property
     def largest(self) -> Floats:
         """The largest magnitude of every channel, [K]."""
-        return np.maximum(np.abs(self.low), np.abs(self.high)).max(axis=0, where=np.isfinite(self.low), initial=0.0)
+        bounds = np.maximum(np.abs(self.low), np.abs(self.high))
+        return np.asarray(bounds.max(axis=0, where=np.isfinite(self.low), initial=0.0), np.float32)
 
     @property
     def sample(self) -> Floats:
         """All rows that were kept, [R, K]."""
         return np.concatenate(self.rows)
 
+    def together(self, other: Statistics) -> Statistics:
+        """Of all that this and another have seen."""
+        return Statistics(np.minimum(self.low, other.low), np.maximum(self.high, other.high), self.rows + other.rows)
+
 
 class Watch:
-    """Gathers the statistics of `groups` from the bindings of a watched graph.
+    """Gathers the statistics of values from the bindings of a watched graph.
 
-    `runs` is how many times the graph will run; with it the share of rows to keep of each is known beforehand.
+    `channels` has the size of every value's last axis; 1 where all its elements are alike. `runs` is how many times the
+    graph will run; with it the share of rows to keep of each is known beforehand.
     """
 
-    def __init__(self, groups: Sequence[Group], runs: int) -> None:
-        self.groups = tuple(groups)
+    def __init__(self, channels: Mapping[str, int], runs: int) -> None:
+        self.channels = dict(channels)
         self.rows = math.ceil(_ROWS / runs)
-        self.statistics = {
-            group.activation: Statistics(
-                np.full((BUCKETS, group.channels), np.inf, np.float32),
-                np.full((BUCKETS, group.channels), -np.inf, np.float32),
-                [],
-                [],
-            )
-            for group in groups
-        }
+        self.halves = {name: (Statistics.of(count), Statistics.of(count)) for name, count in channels.items()}
 
-    def see(self, binding: Binding, share: float) -> None:
-        """Take what the last run showed; `share` is how far the schedule was from its end, 1 being pure noise."""
+    def see(self, binding: Binding, share: float, video: int) -> None:
+        """Take what the last run showed; `share` is how far the schedule was from its end, 1 being pure noise.
+
+        Even and odd videos go into different halves, so that what is decided on one can be tried on the other.
+        """
         bucket = min(int(share * BUCKETS), BUCKETS - 1)
-        for number, group in enumerate(self.groups):
-            kept = self.statistics[group.activation]
+        for number, halves in enumerate(self.halves.values()):
+            kept = halves[video % 2]
             kept.low[bucket] = np.minimum(kept.low[bucket], binding[f"low_{number}"].read())
             kept.high[bucket] = np.maximum(kept.high[bucket], binding[f"high_{number}"].read())
             kept.rows.append(binding[f"rows_{number}"].read())
-            kept.bucket += [bucket] * self.rows
 
 
 def watched(bundle: Bundle, watches: Sequence[tuple[Graph, Watch]]) -> Trial:
@@ -105,21 +110,29 @@ def _watch(model: ir.Model, watch: Watch) -> Iterator[Tensor]:
     values = _values(model)
     random = np.random.default_rng(_SEED)
     rows = _constant(model, "watch.rows", random.integers(0, 1 << 40, watch.rows))
+    rows = _node(model, "Add", [rows, _varying(model)])
     axis = _constant(model, "watch.axis", np.array([0], np.int64))
-    for number, group in enumerate(watch.groups):
-        shape = _constant(model, f"watch.shape_{number}", np.array([-1, group.channels], np.int64))
-        flat = _node(model, "Reshape", [values[group.activation], shape])
+    for number, (watched_name, channels) in enumerate(watch.channels.items()):
+        shape = _constant(model, f"watch.shape_{number}", np.array([-1, channels], np.int64))
+        flat = _node(model, "Reshape", [values[watched_name], shape])
         count = _node(model, "Gather", [_node(model, "Shape", [flat]), axis], axis=0)
         chosen = _node(model, "Gather", [flat, _node(model, "Mod", [rows, count])], axis=0)
         for name, value, size in (
-            ("low", _node(model, "ReduceMin", [flat, axis], keepdims=0), (group.channels,)),
-            ("high", _node(model, "ReduceMax", [flat, axis], keepdims=0), (group.channels,)),
-            ("rows", chosen, (watch.rows, group.channels)),
+            ("low", _node(model, "ReduceMin", [flat, axis], keepdims=0), (channels,)),
+            ("high", _node(model, "ReduceMax", [flat, axis], keepdims=0), (channels,)),
+            ("rows", chosen, (watch.rows, channels)),
         ):
             value.name = f"{name}_{number}"
             value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(size)
             model.graph.outputs.append(value)
             yield Tensor(name=value.name, dtype="float32", shape=size)
+
+
+def _varying(model: ir.Model) -> ir.Value:
+    """A whole number that is another at every run: so other rows are seen of what stays the same, as text does."""
+    total = _node(model, "ReduceSum", [_node(model, "Abs", [model.graph.inputs[0]])], keepdims=0)
+    thousand = _constant(model, "watch.thousand", np.float32(1000))
+    return _node(model, "Cast", [_node(model, "Mul", [total, thousand])], to=ir.DataType.INT64)
 
 
 def _values(model: ir.Model) -> Mapping[str, ir.Value]:
@@ -129,7 +142,8 @@ def _values(model: ir.Model) -> Mapping[str, ir.Value]:
     return values
 
 
-def _constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
+def _constant(model: ir.Model, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:
+    array = np.asarray(array)
     value = ir.Value(
         name=name,
         shape=ir.Shape(array.shape),

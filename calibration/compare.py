@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from kinograph.calibration import CalibrationOptions, Progress
-from kinograph.calibration.emit import emit
 from kinograph.calibration.loop import Experts, Loop, Moment, Start
 from kinograph.calibration.quality import Bars, psnr, ssim, velocity_decibels
 from kinograph.calibration.work import FLOAT, Work, best_precision, trial
 from kinograph.engines.protocol import Contents, Engine
-from kinograph.manifest import Expert, Manifest, Quality
+from kinograph.manifest import Manifest, Quality
 from kinograph.runtime.codec import decode
 
 __all__ = ["Layer", "Report", "compare", "why_not"]
@@ -25,19 +23,21 @@ __all__ = ["Layer", "Report", "compare", "why_not"]
 
 @dataclass(frozen=True)
 class Layer:
-    """What became of the products of one activation: their own error, and what it does to the velocity, in dB."""
+    """What became of the products of one activation: their own error, and what it does to the velocity or
+    the frames, in dB."""
 
     component: str
     weights: tuple[str, ...]
     quantised: bool
     noise_db: float
-    velocity_db: float | None
+    effect_db: float | None
     smoothed: bool
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was made: `velocity_db` by timestep, over all videos compared; sizes in bytes, times in seconds a step."""
+    """What was made: `velocity_db` by timestep, over all videos compared; sizes in bytes; times in
+    seconds, of the float and of the quantised variant."""
 
     variant: str
     quality: Quality
@@ -46,39 +46,31 @@ class Report:
     layers: list[Layer]
     bytes_before: int
     bytes_after: int
-    seconds_before: float
-    seconds_after: float
+    step_seconds: tuple[float, float]
+    decode_seconds: tuple[float, float]
 
 
 def compare(
     loop: Loop,
-    work: Mapping[str, Work],
+    steps: Mapping[str, Work],
+    decoder: Mapping[str, Work],
     starts: Sequence[Start],
     moments: Sequence[Moment],
     options: CalibrationOptions,
     progress: Progress,
 ) -> Report:
-    quantised = trial(loop.bundle, {name: own.model for name, own in work.items() if own.model is not None})
-    control = trial(
-        loop.bundle,
-        {
-            name: emit(own.graph.model, [own.control[i] for i in own.chosen], own.graph.weights)
-            for name, own in work.items()
-        },
-    )
-    velocity, seconds_after = _velocities(loop, quantised, moments)
-    control_db, _ = _velocities(loop, control, moments)
-    _, seconds_before = _velocities(loop, loop.bundle, moments[: len(loop.steps)])
+    """Hold what the work amounts to against the float graphs: every step of `moments`, and videos of `starts`."""
+    work = {**steps, **decoder}
+    models = {name: own.model() for name, own in work.items()}
+    quantised = trial(loop.bundle, models)
+    control = trial(loop.bundle, {name: own.control_model() for name, own in steps.items()})
+    velocity = _velocities(loop, quantised, moments)
+    control_db = _velocities(loop, control, moments)
+    before, after = _Videos(loop, loop.bundle), _Videos(loop, quantised)
     pairs = []
-    with ExitStack() as stack:
-        decoders = []
-        for name in ("decoder_first", "decoder_next"):
-            decoders.append(loop.device.open(loop.bundle, name, best_precision(loop.bundle.manifest, name)))
-            stack.callback(decoders[-1].close)
-        before, after = Experts(loop, loop.bundle, FLOAT), Experts(loop, quantised, FLOAT)
+    with before, after:
         for number, start in enumerate(starts, 1):
-            with before, after:
-                pairs.append(tuple(_video(loop, start, experts.open, decoders) for experts in (before, after)))
+            pairs.append((before.make(start), after.make(start)))
             progress("compare", number, len(starts))
     bars = Bars()
     figures = {
@@ -94,39 +86,74 @@ def compare(
         velocity_db=velocity,
         control_db=control_db,
         layers=[layer for name, own in work.items() for layer in _layers(name, own)],
-        bytes_before=sum(_float_bytes(loop.bundle.manifest, name) for name in work),
-        bytes_after=sum(_model_bytes(own.model) for own in work.values()),
-        seconds_before=seconds_before,
-        seconds_after=seconds_after,
+        bytes_before=_float_bytes(loop.bundle.manifest, work),
+        bytes_after=_bytes(models.values()),
+        step_seconds=(before.step_seconds, after.step_seconds),
+        decode_seconds=(before.decode_seconds, after.decode_seconds),
     )
 
 
-def _velocities(loop: Loop, bundle: Contents, moments: Sequence[Moment]) -> tuple[dict[float, float], float]:
-    """The velocity's signal-to-noise ratio in dB by timestep, the mean over moments, and seconds a step."""
+def _velocities(loop: Loop, bundle: Contents, moments: Sequence[Moment]) -> dict[float, float]:
+    """The velocity's signal-to-noise ratio in dB by timestep, the mean over moments."""
     found: dict[float, list[float]] = {}
-    seconds = 0.0
     for name in dict.fromkeys(expert.component for expert in loop.bundle.manifest.experts):
         own = [moment for moment in moments if loop.expert(moment.step).component == name]
         if not own:
             continue
         engine = loop.device.open(bundle, name, FLOAT)
         try:
-            began = time.perf_counter()
             got = loop.velocities(engine, own)
-            seconds += time.perf_counter() - began
         finally:
             engine.close()
         for moment, decibels in zip(own, velocity_decibels([m.velocity for m in own], got), strict=True):
             found.setdefault(moment.step.timestep, []).append(decibels)
-    return {timestep: float(np.mean(values)) for timestep, values in found.items()}, seconds / len(moments)
+    return {timestep: float(np.mean(values)) for timestep, values in found.items()}
 
 
-def _video(
-    loop: Loop, start: Start, open_expert: Callable[[Expert], Engine], decoders: Sequence[Engine]
-) -> npt.NDArray[np.uint8]:
-    for _, binding in loop.run(start, open_expert):
-        latents = binding["sample"].read()
-    return np.concatenate(list(decode(loop.device, *decoders, latents)))
+class _Videos:
+    """Makes videos from latent noise, and keeps the time: medians over the videos, in seconds."""
+
+    def __init__(self, loop: Loop, bundle: Contents) -> None:
+        self._loop, self._bundle = loop, bundle
+        self._experts = Experts(loop, bundle, FLOAT)
+        self._decoders: tuple[Engine, Engine] | None = None
+        self._steps: list[float] = []
+        self._decodes: list[float] = []
+
+    @property
+    def step_seconds(self) -> float:
+        return float(np.median(self._steps))
+
+    @property
+    def decode_seconds(self) -> float:
+        return float(np.median(self._decodes))
+
+    def make(self, start: Start) -> npt.NDArray[np.uint8]:
+        """Frames [T, H, W, 3]."""
+        if self._decoders is None:
+            raise RuntimeError("videos are made inside the with block")
+        began = time.perf_counter()
+        for _, binding in self._loop.run(start, self._experts.open):
+            latents = binding["sample"].read()
+        stepped = time.perf_counter()
+        frames = np.concatenate(list(decode(self._loop.device, *self._decoders, latents)))
+        self._steps.append((stepped - began) / len(self._loop.steps))
+        self._decodes.append(time.perf_counter() - stepped)
+        return frames
+
+    def __enter__(self) -> _Videos:
+        manifest = self._loop.bundle.manifest
+        first, following = (
+            self._loop.device.open(self._bundle, name, best_precision(manifest, name))
+            for name in ("decoder_first", "decoder_next")
+        )
+        self._decoders = first, following
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._experts.close()
+        for engine in self._decoders or ():
+            engine.close()
 
 
 def _layers(component: str, work: Work) -> Iterator[Layer]:
@@ -137,14 +164,20 @@ def _layers(component: str, work: Work) -> Iterator[Layer]:
         )
 
 
-def _float_bytes(manifest: Manifest, component: str) -> int:
-    return sum(manifest.files[path].size for path in manifest.components[component].variants[FLOAT].weights)
+def _float_bytes(manifest: Manifest, components: Iterable[str]) -> int:
+    paths = {path for name in components for path in manifest.components[name].variants[FLOAT].weights}
+    return sum(manifest.files[path].size for path in paths)
 
 
-def _model_bytes(model: ir.Model | None) -> int:
-    if model is None:
-        return 0
-    return sum(int(v.const_value.nbytes) for v in model.graph.initializers.values() if v.const_value is not None)
+def _bytes(models: Iterable[ir.Model]) -> int:
+    """Of all weights; graphs of one component share those of one name."""
+    sizes = {
+        name: int(value.const_value.nbytes)
+        for model in models
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    return sum(sizes.values())
 
 
 def why_not(report: Report) -> str:

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from kinograph.calibration.recipes.int8 import Plan
+from kinograph.calibration.numerics import Affine
+from kinograph.calibration.recipes.int8 import ConvolutionPlan, Plan
 
 __all__ = ["emit"]
 
 
-def emit(model: ir.Model, plans: Iterable[Plan], weights: Mapping[str, npt.NDArray[Any]]) -> ir.Model:
+def emit(model: ir.Model, plans: Iterable[Plan | ConvolutionPlan], weights: Mapping[str, npt.NDArray[Any]]) -> ir.Model:
     """A copy of `model` with the groups of `plans` quantised.
 
     `weights` holds the arrays of the model's float weights, which the copy's initializers get where they are still
@@ -25,7 +26,10 @@ def emit(model: ir.Model, plans: Iterable[Plan], weights: Mapping[str, npt.NDArr
     """
     model = model.clone()
     for plan in plans:
-        _quantise(model, plan)
+        if isinstance(plan, ConvolutionPlan):
+            _quantise_convolution(model, plan)
+        else:
+            _quantise(model, plan)
     used = {str(value.name) for node in model.graph for value in node.inputs if value is not None}
     for name in [name for name in model.graph.initializers if name not in used]:
         del model.graph.initializers[name]
@@ -46,8 +50,7 @@ def _quantise(model: ir.Model, plan: Plan) -> None:
         inverse = _initializer(graph, f"{name}.smoothing", (1 / plan.smoothing).astype(np.float32))
         new.append(ir.node("Mul", [activation, inverse], name=f"{name}.smooth"))
         activation = new[-1].outputs[0]
-    scale = _initializer(graph, f"{name}.scale", np.float32(plan.form.scale))
-    zero = _initializer(graph, f"{name}.zero_point", np.uint8(plan.form.zero_point))
+    scale, zero = _affine(graph, name, plan.form)
     new.append(ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}.quantize"))
     new.append(ir.node("DequantizeLinear", [new[-1].outputs[0], scale, zero], name=f"{name}.dequantize"))
     earliest = next(node for node in graph if str(node.name) in nodes)
@@ -62,6 +65,43 @@ def _quantise(model: ir.Model, plan: Plan) -> None:
         graph.insert_before(node, back)
         node.replace_input_with(0, new[-1].outputs[0])
         node.replace_input_with(1, back.outputs[0])
+
+
+def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
+    graph, group = model.graph, plan.group
+    node = next(node for node in graph if node.name == group.node)
+    scale, zero = _affine(graph, f"{group.activation}.{group.node}", plan.form)
+    there = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{group.node}.quantize")
+    back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize")
+    values = _initializer(graph, f"{group.weight}.int8", plan.weight.values)
+    scales = _initializer(graph, f"{group.weight}.scale", plan.weight.scale)
+    weight = ir.node("DequantizeLinear", [values, scales], attributes={"axis": 0}, name=f"{group.node}.weight")
+    graph.insert_before(node, [there, back, weight])
+    node.replace_input_with(0, back.outputs[0])
+    node.replace_input_with(1, weight.outputs[0])
+    if plan.bias is not None:
+        steps = _initializer(graph, f"{group.node}.bias", plan.bias)
+        step = _initializer(graph, f"{group.node}.bias_scale", plan.weight.scale * np.float32(plan.form.scale))
+        bias = ir.node("DequantizeLinear", [steps, step], attributes={"axis": 0}, name=f"{group.node}.bias")
+        graph.insert_before(node, bias)
+        node.replace_input_with(2, bias.outputs[0])
+    output = node.outputs[0]
+    scale, zero = _affine(graph, f"{group.output}.{group.node}", plan.output)
+    there = ir.node("QuantizeLinear", [output, scale, zero], name=f"{group.node}.quantize_output")
+    back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize_output")
+    back.outputs[0].shape, back.outputs[0].dtype = output.shape, output.dtype or ir.DataType.FLOAT
+    if output.is_graph_output():  # whose name is the graph's own
+        back.outputs[0].name, output.name = output.name, f"{group.node}.output"
+    ir.convenience.replace_all_uses_with(output, back.outputs[0], replace_graph_outputs=True)
+    there.replace_input_with(0, output)
+    graph.insert_after(node, [there, back])
+
+
+def _affine(graph: ir.Graph, name: str, form: Affine) -> tuple[ir.Value, ir.Value]:
+    return (
+        _initializer(graph, f"{name}.scale", np.float32(form.scale)),
+        _initializer(graph, f"{name}.zero_point", np.uint8(form.zero_point)),
+    )
 
 
 def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:

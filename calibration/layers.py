@@ -14,11 +14,12 @@ import onnx_ir as ir
 from kinograph.bundle import Bundle
 from kinograph.errors import BundleError
 
-__all__ = ["Graph", "Group", "open_graph"]
+__all__ = ["Convolution", "Graph", "Group", "open_graph"]
 
 Array = npt.NDArray[Any]
 
 _MATRIX = 2
+_CONVOLUTION = 5  # [O, I, time, height, width]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,21 @@ class Group:
     nodes: tuple[str, ...]
     weights: tuple[str, ...]
     channels: int  # K
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A `Conv` of an activation with a weight [O, I, …] and perhaps a bias [O]; `output` is what it computes."""
+
+    activation: str
+    node: str
+    weight: str
+    bias: str | None
+    output: str
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.weight,)
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,27 @@ class Graph:
             for activation, pairs in found.items()
             if all(weight in self.weights for _, weight in pairs)
         ]
+
+    def convolutions(self) -> list[Convolution]:
+        """Every convolution over time and space, in the order in which the graph computes them."""
+        found = []
+        for node in self.model.graph:
+            if node.op_type != "Conv" or node.domain:
+                continue
+            activation, weight, *rest = (None if value is None else str(value.name) for value in node.inputs)
+            if activation and weight and weight in self.weights and self.weights[weight].ndim == _CONVOLUTION:
+                bias = rest[0] if rest else None
+                found.append(Convolution(activation, str(node.name), weight, bias, str(node.outputs[0].name)))
+        return found
+
+    def constant(self, name: str) -> npt.NDArray[np.float32]:
+        """The value of a float constant, whether it lies with the weights or in the graph."""
+        if name in self.weights:
+            return np.asarray(self.weights[name])
+        tensor = self.model.graph.initializers[name].const_value
+        if tensor is None:
+            raise BundleError(f"{self.component}: {name} has no value. Export the checkpoint again.")
+        return np.asarray(tensor.numpy(), np.float32)
 
 
 def open_graph(bundle: Bundle, component: str, precision: str) -> Graph:

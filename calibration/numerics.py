@@ -70,7 +70,7 @@ def affine(low: float, high: float) -> Affine:
 def quantised(x: Floats, form: Affine) -> npt.NDArray[np.uint8]:
     """What `QuantizeLinear` makes of `x`."""
     steps = np.rint(np.asarray(x, np.float32) / np.float32(form.scale)) + form.zero_point
-    return np.clip(steps, 0, _LEVELS).astype(np.uint8)
+    return np.asarray(np.clip(steps, 0, _LEVELS), np.uint8)
 
 
 def dequantised(q: npt.NDArray[np.uint8], form: Affine) -> Floats:

@@ -1,36 +1,100 @@
-"""A step component on its way to a variant: what is known of it, and what was decided."""
+"""A component on its way to a variant: what is known of it, and what was decided."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from kinograph.bundle import Bundle
 from kinograph.bundle.draft import Trial
 from kinograph.calibration.collect import Watch
-from kinograph.calibration.layers import Graph, Group
-from kinograph.calibration.recipes.int8 import Plan
+from kinograph.calibration.emit import emit
+from kinograph.calibration.layers import Convolution, Graph, Group
+from kinograph.calibration.recipes.int8 import ConvolutionPlan, Int8, Plan
 from kinograph.manifest import Component, Manifest
 
-__all__ = ["FLOAT", "Work", "best_precision", "trial"]
+__all__ = ["FLOAT", "Work", "best_precision", "choose", "trial"]
 
 FLOAT = "fp32"  # what is quantised, and what quality is measured against
+_MOST_KEPT = 0.1  # of the weights, that may stay as they are because they do most harm
 
 
 @dataclass
 class Work:
-    """A step component on its way to a variant."""
+    """One component. `plans` and `control` are one for each layer; `effects` what each plan alone does to the result,
+    as relative squared error (none without a scan); `chosen` the numbers of the plans that are applied.
+    """
 
     graph: Graph
-    groups: list[Group]
+    layers: list[Group] | list[Convolution]
     watch: Watch
-    plans: list[Plan] = field(default_factory=list)
-    control: list[Plan] = field(default_factory=list)
-    effects: list[float] = field(default_factory=list)  # of each plan alone: relative squared error of the velocity
+    plans: list[Plan | ConvolutionPlan] = field(default_factory=list)
+    control: list[Plan | ConvolutionPlan] = field(default_factory=list)
+    effects: list[float] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
-    model: ir.Model | None = None
+
+    @classmethod
+    def on_products(cls, graph: Graph, runs: int) -> Work:
+        """Of a transformer: every product, in `runs` runs."""
+        groups = graph.groups()
+        return cls(graph, groups, Watch({group.activation: group.channels for group in groups}, runs))
+
+    @classmethod
+    def on_convolutions(cls, graph: Graph, runs: int) -> Work:
+        """Of a codec: every convolution, in `runs` runs."""
+        found = graph.convolutions()
+        names = dict.fromkeys(name for one in found for name in (one.activation, one.output))
+        return cls(graph, found, Watch(dict.fromkeys(names, 1), runs))
+
+    def plan(self) -> None:
+        """Plan every layer by the recipe, and by its control."""
+        for layer in self.layers:
+            self.plans.append(self._plan(Int8(), layer))
+            self.control.append(self._plan(Int8(smooth=False, cut=False, per_channel=False), layer))
+
+    def _plan(self, recipe: Int8, layer: Group | Convolution) -> Plan | ConvolutionPlan:
+        seen, weights = self.watch.halves, self.graph.weights
+        if isinstance(layer, Convolution):
+            bias = self.graph.constant(layer.bias) if layer.bias else None
+            return recipe.plan_convolution(
+                layer, seen[layer.activation], seen[layer.output], np.asarray(weights[layer.weight]), bias
+            )
+        return recipe.plan(layer, seen[layer.activation], [np.asarray(weights[name]) for name in layer.weights])
+
+    def model(self) -> ir.Model:
+        """The graph with the chosen plans applied."""
+        return emit(self.graph.model, [self.plans[i] for i in self.chosen], self.graph.weights)
+
+    def control_model(self) -> ir.Model:
+        """The graph with the same layers quantised as the control has them."""
+        return emit(self.graph.model, [self.control[i] for i in self.chosen], self.graph.weights)
+
+    def alone(self, number: int) -> ir.Model:
+        """The graph with only the plan `number` applied."""
+        return emit(self.graph.model, [self.plans[number]], self.graph.weights)
+
+
+def choose(work: Work, wanted: float) -> list[int]:
+    """Which plans to apply: all but those that do most harm for their weight, until the rest reaches `wanted` dB.
+
+    Effects add up, for the errors of different layers have nothing to do with each other. Where they were not measured,
+    each layer's own error stands for its share of them.
+    """
+    chosen = list(range(len(work.plans)))
+    effects = work.effects or [10 ** (-plan.noise / 10) / len(work.plans) for plan in work.plans]
+    size = [sum(weight.values.size for weight in plan.weights) for plan in work.plans]
+    left, harm = _MOST_KEPT * sum(size), sum(effects)
+    for i in sorted(chosen, key=lambda i: effects[i] / size[i], reverse=True):
+        if -10 * np.log10(harm) >= wanted:
+            break
+        if size[i] <= left:
+            left -= size[i]
+            harm -= effects[i]
+            chosen.remove(i)
+    return chosen
 
 
 def best_precision(manifest: Manifest, component: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,43 +18,52 @@ from kinograph.manifest import Variant
 
 __all__ = ["write"]
 
+_WEIGHTS = "model.safetensors"
+
 
 def write(bundle: Bundle, path: Path, work: Mapping[str, Work], report: Report, progress: Progress) -> None:
     """The bundle again, with the variant in it."""
     components = dict(bundle.manifest.components)
+    folders = _folders(bundle, work, report.variant)
     with BundleWriter(path, force=True) as writer:
-        kept = [name for name in bundle.manifest.files if not _is_of(name, work, report.variant)]
+        kept = [name for name in bundle.manifest.files if posixpath.dirname(name) not in folders]
         for number, name in enumerate(kept, 1):
             _copy(bundle, name, writer.file(name))
             progress("write", number, len(kept))
-        for component, own in work.items():
-            if own.model is None:
-                continue
-            folder = f"{component}/{report.variant}"
-            weights = WeightFile("model.safetensors")
-            weights.claim(own.model)
-            for _ in weights.write(writer.file(f"{folder}/model.safetensors").parent):
+        for folder, names in folders.items():
+            models = {name: work[name].model() for name in names}
+            weights = WeightFile(_WEIGHTS)
+            for model in models.values():
+                weights.claim(model)
+            for _ in weights.write(writer.file(f"{folder}/{_WEIGHTS}").parent):
                 pass
             external = weights.external()
-            for value in own.model.graph.initializers.values():
-                if value.name in external:
-                    value.const_value = external[value.name]
-            writer.file(f"{folder}/model.onnx").write_bytes(ir.to_proto(own.model).SerializeToString())
-            base = bundle.component(component).variants[FLOAT]
-            variant = Variant(
-                graph=f"{folder}/model.onnx",
-                weights=(f"{folder}/model.safetensors",),
-                inputs=base.inputs,
-                outputs=base.outputs,
-                quality=report.quality,
-            )
-            variants = components[component].variants | {report.variant: variant}
-            components[component] = msgspec.structs.replace(components[component], variants=variants)
+            for name, model in models.items():
+                for value in model.graph.initializers.values():
+                    if value.name in external:
+                        value.const_value = external[value.name]
+                base = bundle.component(name).variants[FLOAT]
+                graph = f"{folder}/{posixpath.basename(base.graph)}"
+                writer.file(graph).write_bytes(ir.to_proto(model).SerializeToString())
+                variant = Variant(
+                    graph=graph,
+                    weights=(f"{folder}/{_WEIGHTS}",),
+                    inputs=base.inputs,
+                    outputs=base.outputs,
+                    quality=report.quality,
+                )
+                variants = components[name].variants | {report.variant: variant}
+                components[name] = msgspec.structs.replace(components[name], variants=variants)
         writer.save(msgspec.structs.replace(bundle.manifest, components=components))
 
 
-def _is_of(name: str, work: Mapping[str, Work], variant: str) -> bool:
-    return any(name.startswith(f"{component}/{variant}/") for component in work)
+def _folders(bundle: Bundle, components: Iterable[str], variant: str) -> dict[str, list[str]]:
+    """The variant's folders, each with the components whose graphs lie in it and share its weights."""
+    found: dict[str, list[str]] = {}
+    for name in components:
+        base = posixpath.dirname(bundle.component(name).variants[FLOAT].graph)
+        found.setdefault(f"{posixpath.dirname(base)}/{variant}", []).append(name)
+    return found
 
 
 def _copy(bundle: Bundle, name: str, target: Path) -> None:

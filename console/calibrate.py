@@ -48,13 +48,13 @@ def report_text(report: Report, bundle: str) -> str:
         steps.add_row(f"{timestep:.0f}", f"{decibels:.1f}", f"{report.control_db[timestep]:.1f}")
     layers = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     layers.add_column("weights")
-    for title in ("own error, dB", "velocity, dB", ""):
+    for title in ("own error, dB", "result, dB", ""):
         layers.add_column(title, justify="right")
-    for layer in sorted(report.layers, key=lambda one: one.velocity_db or one.noise_db)[:12]:
+    for layer in sorted(report.layers, key=lambda one: one.effect_db or one.noise_db)[:12]:
         layers.add_row(
             Text(escape(", ".join(layer.weights))),
             f"{layer.noise_db:.1f}",
-            "" if layer.velocity_db is None else f"{layer.velocity_db:.1f}",
+            "" if layer.effect_db is None else f"{layer.effect_db:.1f}",
             "" if layer.quantised else "left as it is",
         )
     kept = sum(not layer.quantised for layer in report.layers)
@@ -62,8 +62,13 @@ def report_text(report: Report, bundle: str) -> str:
         f"{escape(bundle)}: variant {report.variant} {'passed' if quality.passed else 'MISSED'} its gate: "
         f"PSNR {quality.psnr_db:.1f} dB and SSIM {quality.ssim:.4f} over {quality.videos} videos, "
         f"velocity {quality.velocity_db:.1f} dB at the worst step",
-        f"weights of the step {report.bytes_before / 1e6:.1f} MB → {report.bytes_after / 1e6:.1f} MB; "
-        f"a step {report.seconds_before * 1e3:.1f} ms → {report.seconds_after * 1e3:.1f} ms",
-        f"{len(report.layers)} activations, {kept} left as they are; those that matter most:",
+        f"weights {report.bytes_before / 1e6:.1f} MB → {report.bytes_after / 1e6:.1f} MB; "
+        f"a step {_milliseconds(report.step_seconds)}, decoding a video {_milliseconds(report.decode_seconds)}",
+        f"{len(report.layers)} layers, {kept} left as they are; those that matter most:",
     ]
     return "\n".join([lines[0], lines[1], "", rendered(steps), lines[2], "", rendered(layers)])
+
+
+def _milliseconds(pair: tuple[float, float]) -> str:
+    before, after = (1e3 * seconds for seconds in pair)
+    return f"{before:.1f} ms → {after:.1f} ms"

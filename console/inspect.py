@@ -90,7 +90,10 @@ def _components(manifest: Manifest) -> Table:
 
 def _figures(manifest: Manifest, variant: Variant) -> tuple[str, str, str, str, str]:
     size = _size(sum(manifest.files[file].size for file in variant.weights if file in manifest.files))
-    parity = variant.parity
+    parity, quality = variant.parity, variant.quality
+    if quality is not None:
+        told = f"PSNR {quality.psnr_db:.1f} dB, SSIM {quality.ssim:.3f}, velocity {quality.velocity_db:.1f} dB"
+        return size, "", "", "", f"{'passed' if quality.passed else 'MISSED'} its gate: {told}"
     if parity is None:
         return size, "not measured", "", "", ""
     return size, f"{parity.max_abs:.1e}", f"{parity.rms:.1e}", f"{parity.scale:.2g}", parity.engine

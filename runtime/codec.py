@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kinograph.engines.protocol import Device, Engine
 from kinograph.runtime.binding import Binding
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "latent_chunks", "stream"]
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
@@ -23,10 +23,14 @@ Latents = npt.NDArray[np.float32]
 
 def decode(device: Device, first: Engine, following: Engine, latents: Latents) -> Iterator[Pixels]:
     """Frames of normalised `latents` [1, C, F, H, W], as they are made: uint8 [T, s·H, s·W, 3], T = 1, then 4, 4, …"""
-    _, _, count, height, width = latents.shape
-    axes = {"H": height, "W": width}
-    chunks = ({"latents": np.ascontiguousarray(latents[:, :, i : i + 1])} for i in range(count))
-    yield from _stream(device, first, following, axes, chunks, "frames")
+    axes = {"H": latents.shape[3], "W": latents.shape[4]}
+    for binding in stream(device, first, following, axes, latent_chunks(latents)):
+        yield binding["frames"].read()
+
+
+def latent_chunks(latents: Latents) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The decoder's inputs for `latents` [1, C, F, H, W], call by call: a latent frame each."""
+    return ({"latents": np.ascontiguousarray(latents[:, :, i : i + 1])} for i in range(latents.shape[2]))
 
 
 def encode(
@@ -38,17 +42,18 @@ def encode(
     the codec's temporal factor. Frames whose `given` is 0 are encoded as mid-grey. `axes` holds H and W.
     """
     inputs: Iterable[dict[str, npt.NDArray[Any]]] = ({"frames": f, "given": given} for f, given in chunks)
-    yield from _stream(device, first, following, axes, inputs, "latents")
+    for binding in stream(device, first, following, axes, inputs):
+        yield binding["latents"].read()
 
 
-def _stream(
+def stream(
     device: Device,
     first: Engine,
     following: Engine,
     axes: dict[str, int],
     chunks: Iterable[dict[str, npt.NDArray[Any]]],
-    output: str,
-) -> Iterator[npt.NDArray[Any]]:
+) -> Iterator[Binding]:
+    """Run a codec's two graphs over `chunks`, the inputs of each call; yields the buffers after every run."""
     with ExitStack() as stack:
         binding: Binding | None = None
         for index, chunk in enumerate(chunks):
@@ -63,5 +68,5 @@ def _stream(
             for name, array in chunk.items():
                 binding.write(name, array)
             binding.run()
-            yield binding[output].read()
+            yield binding
             binding.advance()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.calibration.collect import Statistics
-from kinograph.calibration.layers import Group
+from kinograph.calibration.layers import Convolution, Group
 from kinograph.calibration.numerics import (
     Affine,
     Weight,
@@ -25,12 +25,13 @@ from kinograph.calibration.numerics import (
     signal_to_noise,
 )
 
-__all__ = ["Int8", "Plan"]
+__all__ = ["ConvolutionPlan", "Int8", "Plan"]
 
 Floats = npt.NDArray[np.float32]
+Halves = tuple[Statistics, Statistics]
 
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-_CUTS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)  # shares of the range that are kept
+_CUTS = (1.25, 1.1, 0.95, 0.9, 0.8, 0.7)  # shares of the range that was seen: with room to spare, or cut off
 _SMALLEST = 1e-5  # of the largest channel: what is smaller is not smoothed further
 
 
@@ -39,7 +40,7 @@ class Plan:
     """How a group is quantised: the activation divided by `smoothing` [K] (None for all ones), in `form`.
 
     `weights` are the group's, in its order, smoothing included; `noise` is the products' signal-to-noise ratio in dB
-    over the sample.
+    over rows that its range was not found on.
     """
 
     group: Group
@@ -50,6 +51,27 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class ConvolutionPlan:
+    """How a convolution is quantised: what goes in as `form`, what comes out as `output`, the weight by its channels.
+
+    `bias` is int32 in steps of the input's scale times the weight's, as integer convolutions add it up. `noise` is the
+    signal-to-noise ratio in dB of what goes in and comes out, whichever is less.
+    """
+
+    group: Convolution
+    form: Affine
+    output: Affine
+    weight: Weight
+    bias: npt.NDArray[np.int32] | None
+    noise: float
+    smoothing: None = None
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return (self.weight,)
+
+
+@dataclass(frozen=True)
 class Int8:
     """The recipe. With everything off it is the control: one range for each tensor, the smallest and largest value."""
 
@@ -57,43 +79,91 @@ class Int8:
     cut: bool = True
     per_channel: bool = True
 
-    def plan(self, group: Group, seen: Statistics, weights: Sequence[Floats]) -> Plan:
-        """How to quantise a group whose activation was seen, and whose weights are [K, N] each."""
-        products = [seen.sample @ weight for weight in weights]
-        trials = [self._trial(group, seen, weights, products, None, 1.0)]
-        if self.smooth:
-            for alpha in _ALPHAS:
-                smoothing = _smoothing(seen.largest, weights, alpha)
-                trials.append(self._trial(group, seen, weights, products, smoothing, 1.0))
-        best = max(trials, key=lambda plan: plan.noise)
-        if self.cut:
-            cut = [self._trial(group, seen, weights, products, best.smoothing, kept) for kept in _CUTS[1:]]
-            best = max([best, *cut], key=lambda plan: plan.noise)
-        return best
+    def plan(self, group: Group, halves: Halves, weights: Sequence[Floats]) -> Plan:
+        """How to quantise a group of weights [K, N] each, whose activation was seen, by halves of the videos.
 
-    def _trial(
-        self,
-        group: Group,
-        seen: Statistics,
-        weights: Sequence[Floats],
-        products: Sequence[Floats],
-        smoothing: Floats | None,
-        kept: float,
-    ) -> Plan:
-        divisor = np.ones(group.channels, np.float32) if smoothing is None else smoothing
-        form = affine(
-            kept * float((seen.low.min(axis=0) / divisor).min()), kept * float((seen.high.max(axis=0) / divisor).max())
-        )
-        formed = tuple(self._weight(weight * divisor[:, None]) for weight in weights)
-        x = fake_quantised(seen.sample / divisor, form)
-        got = [x @ (weight.values * weight.scale) for weight in formed]
-        return Plan(group, smoothing, form, formed, signal_to_noise(np.hstack(products), np.hstack(got)))
+        What α and which share of the range are best is told by rows of the half that the range was not found on:
+        a range that is tight for every channel fits what it was made from, and less well what comes later.
+        """
+        samples = [(fitted, tried, [tried.sample @ weight for weight in weights]) for fitted, tried in _crossed(halves)]
+
+        def error(alpha: float | None, kept: float) -> float:
+            found = []
+            for fitted, tried, products in samples:
+                smoothing = None if alpha is None else _smoothing(fitted.largest, weights, alpha)
+                form, formed = self._formed(fitted, weights, smoothing, kept)
+                x = fake_quantised(_divided(tried.sample, smoothing), form)
+                got = [x @ (weight.values * weight.scale) for weight in formed]
+                found.append(signal_to_noise(np.hstack(products), np.hstack(got)))
+            return float(np.mean(found))
+
+        alphas = {alpha: error(alpha, 1.0) for alpha in (None, *(_ALPHAS if self.smooth else ()))}
+        alpha = max(alphas, key=lambda one: alphas[one])
+        cuts = {1.0: alphas[alpha], **{kept: error(alpha, kept) for kept in (_CUTS if self.cut else ())}}
+        kept = max(cuts, key=lambda one: cuts[one])
+        every = halves[0].together(halves[1])
+        smoothing = None if alpha is None else _smoothing(every.largest, weights, alpha)
+        return Plan(group, smoothing, *self._formed(every, weights, smoothing, kept), cuts[kept])
+
+    def plan_convolution(
+        self, group: Convolution, seen: Halves, made: Halves, weight: Floats, bias: Floats | None
+    ) -> ConvolutionPlan:
+        """How to quantise a convolution that took in `seen` and put out `made`, both with one channel."""
+        form, incoming = self._form(seen)
+        output, outgoing = self._form(made)
+        whole = self._weight(weight.reshape(len(weight), -1).T)
+        formed = Weight(np.ascontiguousarray(whole.values.T).reshape(weight.shape), whole.scale, 0)
+        steps = None
+        if bias is not None:
+            limits = np.iinfo(np.int32)
+            exact = np.rint(bias / (formed.scale.astype(np.float64) * form.scale))
+            steps = np.clip(exact, limits.min, limits.max).astype(np.int32)
+        return ConvolutionPlan(group, form, output, formed, steps, min(incoming, outgoing))
+
+    def _formed(
+        self, seen: Statistics, weights: Sequence[Floats], smoothing: Floats | None, kept: float
+    ) -> tuple[Affine, tuple[Weight, ...]]:
+        """The activation's format, of this share of the range that was seen, and the weights', smoothing included."""
+        low, high = (_divided(bound, smoothing) for bound in (seen.low.min(axis=0), seen.high.max(axis=0)))
+        form = affine(kept * float(low.min()), kept * float(high.max()))
+        column = 1.0 if smoothing is None else smoothing[:, None]
+        return form, tuple(self._weight(np.asarray(weight * column, np.float32)) for weight in weights)
+
+    def _form(self, halves: Halves) -> tuple[Affine, float]:
+        """The range of one channel that gives the other half's sample the least error, and that error in dB."""
+
+        def form(seen: Statistics, kept: float) -> Affine:
+            return affine(kept * float(seen.low.min()), kept * float(seen.high.max()))
+
+        errors = {
+            kept: float(
+                np.mean(
+                    [
+                        signal_to_noise(tried.sample, fake_quantised(tried.sample, form(fitted, kept)))
+                        for fitted, tried in _crossed(halves)
+                    ]
+                )
+            )
+            for kept in (1.0, *(_CUTS if self.cut else ()))
+        }
+        kept = max(errors, key=lambda one: errors[one])
+        return form(halves[0].together(halves[1]), kept), errors[kept]
 
     def _weight(self, weight: Floats) -> Weight:
         if self.per_channel:
             return quantised_weight(weight, 1)
         whole = quantised_weight(weight.reshape(-1, 1), 1)
         return Weight(whole.values.reshape(weight.shape), np.full(weight.shape[1], whole.scale[0], np.float32), 1)
+
+
+def _crossed(halves: Halves) -> list[tuple[Statistics, Statistics]]:
+    """What to find ranges on, and what to try them on: each half and the other, or one half where that is all."""
+    seen = [half for half in halves if half.rows]
+    return list(zip(seen, seen[::-1], strict=True))
+
+
+def _divided(x: Floats, smoothing: Floats | None) -> Floats:
+    return x if smoothing is None else np.asarray(x / smoothing, np.float32)
 
 
 def _smoothing(largest: Floats, weights: Sequence[Floats], alpha: float) -> Floats:

@@ -1,0 +1,117 @@
+"""The starter, quantised: what comes out, what it is held against, and that a refused variant changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kinograph
+from kinograph.bundle import Bundle, verify
+from kinograph.calibration import CalibrationOptions, calibrate, compare
+from kinograph.calibration.compare import Report
+from kinograph.calibration.quality import Bars, psnr, ssim
+from kinograph.cli import main
+from kinograph.errors import NumericError, RequestError, UsageError
+from kinograph.runtime.locate import find_bundle
+
+QUICK = CalibrationOptions(runs=3, videos=1, scan=False)
+PROMPT = "a large red ball moves left on a plain navy background, flat style"
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    path = tmp_path_factory.mktemp("calibrated") / "starter"
+    shutil.copytree(find_bundle(None), path)
+    return path, calibrate(path, QUICK, silent)
+
+
+def test_the_variant_is_smaller_near_and_better_than_its_control(calibrated: tuple[Path, Report]) -> None:
+    path, report = calibrated
+    assert report.quality.passed and report.bytes_after < 0.45 * report.bytes_before
+    assert np.mean([*report.velocity_db.values()]) > np.mean([*report.control_db.values()])
+    manifest = verify(path)
+    assert manifest.components["step"].variants["int8"].quality == report.quality
+    assert {"fp32", "int8"} == manifest.components["decoder_next"].variants.keys()
+    assert "int8" not in manifest.components["text_encoder"].variants
+
+
+def test_it_generates_by_name_and_by_itself(calibrated: tuple[Path, Report]) -> None:
+    path, _ = calibrated
+    videos = {}
+    for variant in ("fp32", "int8", None):
+        with kinograph.load(path, device="cpu", variant=variant) as pipe:
+            videos[variant] = pipe(PROMPT, num_inference_steps=8, seed=3)
+    assert videos[None].metadata["variant"] == "int8"
+    assert np.array_equal(videos[None].frames, videos["int8"].frames)
+    assert psnr(videos["fp32"].frames, videos["int8"].frames) > 25
+
+
+def test_the_same_calibration_gives_the_same_bytes(calibrated: tuple[Path, Report], tmp_path: Path) -> None:
+    path, _ = calibrated
+    again = tmp_path / "starter"
+    shutil.copytree(find_bundle(None), again)
+    calibrate(again, QUICK, silent)
+    with Bundle.open(path) as one, Bundle.open(again) as other:
+        assert one.manifest.files == other.manifest.files
+
+
+def test_a_variant_that_misses_its_gate_is_not_written(
+    calibrated: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "starter"
+    shutil.copytree(find_bundle(None), path)
+    monkeypatch.setattr(compare, "Bars", lambda: Bars(psnr_db=119.0))
+    before = (path / "bundle.json").read_bytes()
+    with pytest.raises(NumericError, match=r"missed its gate and was not written: PSNR .* expected at least 119"):
+        calibrate(path, QUICK, silent)
+    assert (path / "bundle.json").read_bytes() == before
+    report = calibrate(path, replace(QUICK, force=True), silent)
+    assert not report.quality.passed
+    with kinograph.load(path, device="cpu") as pipe:  # nobody gets it unasked
+        assert pipe.variant["step"] == "fp32"
+
+
+def test_what_cannot_be_done_is_said_before_any_work(calibrated: tuple[Path, Report], tmp_path: Path) -> None:
+    path, _ = calibrated
+    with pytest.raises(UsageError, match="has a variant 'int8' already"):
+        calibrate(path, QUICK, silent)
+    with pytest.raises(UsageError, match="unknown recipe 'int3'; expected one of: int8"):
+        calibrate(path, replace(QUICK, recipe="int3"), silent)
+    with pytest.raises(RequestError, match=r"prompt 2 cannot be used: the prompt has \d+ tokens"):
+        calibrate(path, replace(QUICK, force=True, prompts=(PROMPT, "x" * 400)), silent)
+
+
+def test_command_line(calibrated: tuple[Path, Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "starter"
+    shutil.copytree(find_bundle(None), path)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n\na small yellow star circles in the night sky, neon style\n")
+    options = ["--prompts", str(prompts), "--videos", "1", "--no-scan", "--quiet", "--force"]
+    assert main(["calibrate", str(path), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quality"]["recipe"] == "int8"
+    assert main(["calibrate", str(path), *options]) == 0
+    assert "its gate: PSNR" in capsys.readouterr().out
+    assert main(["inspect", str(path), "--quiet"]) == 0
+    assert "its gate: PSNR" in capsys.readouterr().out
+    assert main(["calibrate", str(path), *options[:-1]]) == 2
+    assert main(["calibrate", str(tmp_path / "nothing")]) == 4
+    assert main(["calibrate", str(path), "--prompts", str(tmp_path)]) == 2
+    prompts.write_bytes(b"\xff\xfe")
+    assert main(["calibrate", str(path), "--prompts", str(prompts)]) == 2
+
+
+def test_figures_of_videos() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
+    assert psnr(frames, frames) == 120 and ssim(frames, frames) == pytest.approx(1)
+    other = np.clip(frames.astype(int) + 10, 0, 255).astype(np.uint8)
+    assert 27 < psnr(frames, other) < 30
+    assert ssim(frames, 255 - frames) < 0 < ssim(frames, other) < 1

@@ -1,0 +1,118 @@
+"""Quantised graphs against numpy: the products and convolutions that are written are those that were planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from kinograph.calibration.collect import Statistics
+from kinograph.calibration.emit import emit
+from kinograph.calibration.layers import Convolution, Group
+from kinograph.calibration.numerics import fake_quantised, signal_to_noise
+from kinograph.calibration.recipes.int8 import Int8
+
+CONTROL = Int8(smooth=False, cut=False, per_channel=False)
+
+
+def statistics(rows: np.ndarray) -> tuple[Statistics, Statistics]:
+    halves = (rows[::2], rows[1::2])
+    one, other = (Statistics(half.min(0, keepdims=True), half.max(0, keepdims=True), [half]) for half in halves)
+    return one, other
+
+
+def graph_of(nodes: list[Any], inputs: list[int | str], outputs: list[str], weights: dict[str, np.ndarray]) -> ir.Model:
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, inputs)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}_{i}" for i in range(len(inputs))])
+            for name in outputs
+        ],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+
+def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"x": x}))
+
+
+@pytest.fixture
+def products() -> tuple[ir.Model, Group, dict[str, np.ndarray], np.ndarray]:
+    """Two products of one activation, of whose channels one is large."""
+    random = np.random.default_rng(0)
+    weights = {name: random.normal(size=(16, n)).astype(np.float32) for name, n in (("v", 8), ("w", 12))}
+    nodes = [helper.make_node("MatMul", ["x", name], [f"y_{name}"], name=f"times_{name}") for name in weights]
+    x = random.normal(size=(2, 5, 16)).astype(np.float32)
+    x[..., 3] *= 30
+    group = Group("x", ("times_v", "times_w"), ("v", "w"), 16)
+    return graph_of(nodes, [2, "S", 16], ["y_v", "y_w"], weights), group, weights, x
+
+
+@pytest.mark.parametrize("recipe", [Int8(), CONTROL])
+def test_products_are_the_planned_ones(products: Any, recipe: Int8) -> None:
+    model, group, weights, x = products
+    plan = recipe.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))
+    assert (plan.smoothing is not None) == recipe.smooth
+    divided = x if plan.smoothing is None else x * (1 / plan.smoothing).astype(np.float32)
+    expected = [fake_quantised(divided, plan.form) @ (w.values * w.scale) for w in plan.weights]
+    for got, wanted in zip(run(emit(model, [plan], weights), x), expected, strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_the_recipe_beats_its_control(products: Any) -> None:
+    model, group, weights, x = products
+    exact = np.concatenate(run(model, x), axis=-1)
+    found = []
+    for recipe in (Int8(), CONTROL):
+        plan = recipe.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))
+        found.append(signal_to_noise(exact, np.concatenate(run(emit(model, [plan], weights), x), axis=-1)))
+    assert found[0] > found[1] + 3
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_convolutions_are_the_planned_ones(with_bias: bool) -> None:
+    random = np.random.default_rng(1)
+    weight = random.normal(size=(6, 4, 3, 3, 3)).astype(np.float32)
+    weights = {"w": weight} | ({"b": random.normal(size=6).astype(np.float32)} if with_bias else {})
+    node = helper.make_node("Conv", ["x", *weights], ["y"], name="conv", pads=[1] * 6)
+    model = graph_of([node], [1, 4, 5, 8, 8], ["y"], weights)
+    x = random.normal(size=(1, 4, 5, 8, 8)).astype(np.float32)
+    (exact,) = run(model, x)
+    layer = Convolution("x", "conv", "w", "b" if with_bias else None, "y")
+    plan = Int8().plan_convolution(
+        layer, statistics(x.reshape(-1, 1)), statistics(exact.reshape(-1, 1)), weight, weights.get("b")
+    )
+    formed = weights | {"w": plan.weight.values * plan.weight.scale.reshape(-1, 1, 1, 1, 1)}
+    if plan.bias is not None:
+        formed["b"] = (plan.bias * (plan.weight.scale * plan.form.scale)).astype(np.float32)
+    inner = graph_of([node], [1, 4, 5, 8, 8], ["y"], formed)
+    (wanted,) = run(inner, fake_quantised(x, plan.form))
+    (got,) = run(emit(model, [plan], weights), x)
+    assert np.abs(got - fake_quantised(wanted, plan.output)).max() <= 1.01 * plan.output.scale  # ties may round apart
+    assert signal_to_noise(exact, got) > 30
+
+
+def test_a_model_is_copied_not_changed(products: Any) -> None:
+    model, group, weights, x = products
+    before = ir.to_proto(model).SerializeToString()
+    emit(model, [Int8().plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))], weights)
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_an_activation_that_was_always_zero_stays_finite(products: Any) -> None:
+    model, group, weights, x = products
+    nothing = np.zeros((4, 16), np.float32)
+    plan = Int8().plan(group, statistics(nothing), list(weights.values()))
+    for got in run(emit(model, [plan], weights), x):
+        assert np.isfinite(got).all()
