@@ -118,16 +118,11 @@ def _look(loop: Loop, starts: Sequence[Start], progress: Progress) -> tuple[dict
 
 def _look_at_decoder(loop: Loop, latents: Sequence[Latents], progress: Progress) -> dict[str, Work]:
     """Decode with the float decoder, gathering what flows through its two graphs."""
-    calls = {name: max(1, count) for name, count in zip(_DECODER, (1, loop.shape[2] - 1), strict=True)}
-    work = {
-        name: Work.on_convolutions(open_graph(loop.bundle, name, FLOAT), count * len(latents))
-        for name, count in calls.items()
-    }
+    work = {name: Work.on_convolutions(open_graph(loop.bundle, name, FLOAT), len(latents)) for name in _DECODER}
     looking = watched(loop.bundle, [(own.graph, own.watch) for own in work.values()])
     with _opened(loop, looking) as (first, following):
         for number, one in enumerate(latents, 1):
-            axes = {"H": one.shape[3], "W": one.shape[4]}
-            for index, binding in enumerate(stream(loop.device, first, following, axes, latent_chunks(one))):
+            for index, binding in enumerate(stream(loop.device, first, following, latent_chunks(following, one))):
                 work[_DECODER[min(index, 1)]].watch.see(binding, 0.0, number)
             progress("look at decoder", number, len(latents))
     return work

@@ -15,7 +15,7 @@ from kinograph.manifest import Geometry, Tensor
 
 __all__ = ["TracedStream", "trace_decoder", "trace_encoder"]
 
-_AXES = {"H": 6, "W": 10}  # traced at; any size may be run
+_AXES = {"F": 2, "H": 6, "W": 10}  # traced at; any size may be run
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,14 @@ class TracedStream:
 
 
 def trace_decoder(decoder: nn.Module, geometry: Geometry, sources: Mapping[str, Checkpoint]) -> TracedStream:
-    """`decoder(latents, state)`: latents [1, C, 1, H, W] → frames uint8 [T, s·H, s·W, 3] and the next state."""
+    """`decoder(latents, state)`: latents [1, C, F, H, W] → frames uint8 [T, s·H, s·W, 3] and the next state.
+
+    The first graph takes one latent frame, the next one any number.
+    """
     latents = Tensor(name="latents", dtype="float32", shape=(1, geometry.channels, 1, "H", "W"))
     first = trace(decoder, [latents], ["frames"], axes=_AXES, sources=sources)
-    return TracedStream(first, _trace_next(decoder, (latents,), first, "frames", sources))
+    several = Tensor(name="latents", dtype="float32", shape=(1, geometry.channels, "F", "H", "W"))
+    return TracedStream(first, _trace_next(decoder, (several,), first, "frames", sources))
 
 
 def trace_encoder(encoder: nn.Module, geometry: Geometry, sources: Mapping[str, Checkpoint]) -> TracedStream:

@@ -31,7 +31,7 @@ def measure(folder: Path, components: Mapping[str, Component], precision: str, c
         binding = Binding(device, engines[0], axes)
         for index, chunk in enumerate(check.chunks):
             if index == 1:
-                start, binding = binding, Binding(device, engines[1], axes)
+                start, binding = binding, Binding(device, engines[1], axes | _axes(engines[1].inputs, chunk))
                 start.hand_over(binding)
             for name, value in chunk.items():
                 binding.write(name, value)

@@ -1,36 +1,52 @@
-"""The streaming codec: latent frames to pixels and back, one latent frame at a time.
+"""The streaming codec: latent frames to pixels and back, a few latent frames at a time.
 
-Memory does not grow with length: one latent frame, its pixels and the causal layers' state are all there is.
+Memory does not grow with length: a few latent frames, their pixels and the causal layers' state are all there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kinograph.engines.protocol import Device, Engine
+from kinograph.manifest import resolve_shape
 from kinograph.runtime.binding import Binding
 
 __all__ = ["decode", "encode", "latent_chunks", "stream"]
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
+Chunk = tuple[Mapping[str, npt.NDArray[Any]], Mapping[str, int]]
+"""One call of a codec: its inputs by name, and the sizes of the axes."""
+
+_PIXELS = 1 << 18  # decoded in one call, unless a single latent frame is more
 
 
 def decode(device: Device, first: Engine, following: Engine, latents: Latents) -> Iterator[Pixels]:
-    """Frames of normalised `latents` [1, C, F, H, W], as they are made: uint8 [T, s·H, s·W, 3], T = 1, then 4, 4, …"""
-    axes = {"H": latents.shape[3], "W": latents.shape[4]}
-    for binding in stream(device, first, following, axes, latent_chunks(latents)):
+    """Frames of normalised `latents` [1, C, F, H, W], as they are made: uint8 [T, s·H, s·W, 3].
+
+    The first call gives one frame, every other those of as many latent frames as make a quarter of a million pixels, or
+    of one: small pictures cost more in calls than in arithmetic.
+    """
+    for binding in stream(device, first, following, latent_chunks(following, latents)):
         yield binding["frames"].read()
 
 
-def latent_chunks(latents: Latents) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """The decoder's inputs for `latents` [1, C, F, H, W], call by call: a latent frame each."""
-    return ({"latents": np.ascontiguousarray(latents[:, :, i : i + 1])} for i in range(latents.shape[2]))
+def latent_chunks(following: Engine, latents: Latents) -> Iterator[Chunk]:
+    """The decoder's calls for `latents` [1, C, F, H, W]; `following` says how many pixels a latent frame becomes."""
+    _, _, count, height, width = latents.shape
+    axes = {"H": height, "W": width}
+    shape = resolve_shape(following.outputs["frames"].shape, axes | {"F": 1})
+    several = max(1, _PIXELS // math.prod(shape[:3]))
+    bounds = [0, *range(1, count, several), count]
+    for start, end in pairwise(bounds):
+        yield {"latents": np.ascontiguousarray(latents[:, :, start:end])}, axes | {"F": end - start}
 
 
 def encode(
@@ -41,32 +57,26 @@ def encode(
     A chunk is frames uint8 [T, s·H, s·W, 3] and `given` float32 [T]; the first has one frame, every other as many as
     the codec's temporal factor. Frames whose `given` is 0 are encoded as mid-grey. `axes` holds H and W.
     """
-    inputs: Iterable[dict[str, npt.NDArray[Any]]] = ({"frames": f, "given": given} for f, given in chunks)
-    for binding in stream(device, first, following, axes, inputs):
+    calls: Iterable[Chunk] = (({"frames": f, "given": given}, axes) for f, given in chunks)
+    for binding in stream(device, first, following, calls):
         yield binding["latents"].read()
 
 
-def stream(
-    device: Device,
-    first: Engine,
-    following: Engine,
-    axes: dict[str, int],
-    chunks: Iterable[dict[str, npt.NDArray[Any]]],
-) -> Iterator[Binding]:
-    """Run a codec's two graphs over `chunks`, the inputs of each call; yields the buffers after every run."""
+def stream(device: Device, first: Engine, following: Engine, chunks: Iterable[Chunk]) -> Iterator[Binding]:
+    """Run a codec's two graphs over the inputs of each call, at its sizes; yields the buffers after every run."""
     with ExitStack() as stack:
         binding: Binding | None = None
-        for index, chunk in enumerate(chunks):
-            if index == 0:
-                binding = stack.enter_context(Binding(device, first, axes))
-            elif index == 1 and binding is not None:
-                start, binding = binding, stack.enter_context(Binding(device, following, axes))
-                start.hand_over(binding)
-                start.close()
-            if binding is None:
-                raise RuntimeError("a stream begins with its first chunk")
-            for name, array in chunk.items():
+        sizes: Mapping[str, int] = {}
+        for index, (inputs, axes) in enumerate(chunks):
+            if binding is not None and index > 1 and axes == sizes:
+                binding.advance()
+            else:
+                before, binding = binding, stack.enter_context(Binding(device, following if index else first, axes))
+                if before is not None:
+                    before.hand_over(binding)
+                    before.close()
+            sizes = axes
+            for name, array in inputs.items():
                 binding.write(name, array)
             binding.run()
             yield binding
-            binding.advance()

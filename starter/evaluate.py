@@ -191,6 +191,7 @@ def generator(pipe: kinograph.Pipeline, steps: int | None, guidance: float | Non
 @click.option("--first-frame", is_flag=True, help="Give the true clip's first frame as a picture to start from.")
 @click.option("--steps", type=int, help="Denoising steps; the bundle's own if not given.")
 @click.option("--guidance", type=float, help="Guidance scale; the bundle's own if not given.")
+@click.option("--variant", help="Precision, such as int8; the best for the device if not given.")
 @click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets and confusion matrices.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
@@ -202,6 +203,7 @@ def main(
     first_frame: bool,
     steps: int | None,
     guidance: float | None,
+    variant: str | None,
     sheets: Path | None,
     as_json: bool,
 ) -> None:
@@ -209,7 +211,7 @@ def main(
     scenes = held_out_scenes(prompts, seed, kind)
     captions = captions_of(scenes, seed if paraphrases else None)
     with (
-        kinograph.load(bundle) as pipe,
+        kinograph.load(bundle, variant=variant) as pipe,
         click.progressbar(length=prompts, file=sys.stderr, label="generating") as bar,
     ):
         usual = pipe.resolve(kinograph.Request(prompt=captions[0]))

@@ -46,15 +46,15 @@ class Run:
     start: Path | None = None
     layout: model.Layout = model.LAYOUTS["cpu"]
     seed: int = 0
-    clips: int = 12_000
+    clips: int = 14_000
     trajectories: int = 1_600
     guidance: float = 3.0
     scale: int = 1
-    vae_minutes: float = 30.0
-    decoder_minutes: float = 8.0
-    text_minutes: float = 9.0
-    dit_minutes: float = 57.0
-    few_steps_minutes: float = 7.0
+    vae_minutes: float = 34.0
+    decoder_minutes: float = 6.0
+    text_minutes: float = 5.0
+    dit_minutes: float = 60.0
+    few_steps_minutes: float = 6.0
     device: torch.device = _CPU
 
 

@@ -1,7 +1,7 @@
 """Wan's causal video VAE as a streaming codec.
 
 The VAE looks only backwards in time, so it can be cut into two graphs that share their weights: *first* turns one
-latent frame into one frame, *next* one latent frame into four, and what a layer must remember of its past is an
+latent frame into one frame, *next* every latent frame into four, and what a layer must remember of its past is an
 explicit input and output. diffusers keeps the same memory in Python lists and grows it over the first two calls; here
 it always has its full size and starts as the zeros that causal padding stands for, which is the same arithmetic.
 """
@@ -54,7 +54,7 @@ class _Codec(nn.Module):
 
 
 class WanDecoder(_Codec):
-    """Latents [1, C, 1, H, W] (normalised, float32) → frames uint8 [T, s·H, s·W, 3], T = 1, then 4."""
+    """Latents [1, C, F, H, W] (normalised, float32) → frames uint8 [T, s·H, s·W, 3]: F = T = 1, then T = 4·F."""
 
     def forward(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, ...]:
         pixels, future = self.decode(latents, state)
