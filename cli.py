@@ -268,6 +268,7 @@ def calibrate(bundle: str, prompts: str | None, as_json: bool, quiet: bool, **op
         click.echo(json_text(msgspec.to_builtins(report)))
         return
     click.echo(report_text(report, bundle))
+    click.echo(f"{escape(os.path.join(bundle, report.variant))}-report.html: frames side by side, every layer")  # noqa: PTH118
 
 
 @kinograph.command()

@@ -20,11 +20,12 @@ from kinograph.runtime.codec import decode
 
 __all__ = ["Layer", "Report", "compare", "why_not"]
 
+Frames = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Layer:
-    """What became of the products of one activation: their own error, and what it does to the velocity or
-    the frames, in dB."""
+    """What became of a layer: its own error, and what it alone does to the velocity or the frames, in dB."""
 
     component: str
     weights: tuple[str, ...]
@@ -36,8 +37,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Report:
-    """What was made: `velocity_db` by timestep, over all videos compared; sizes in bytes; times in
-    seconds, of the float and of the quantised variant."""
+    """What was made: `velocity_db` and the control's by timestep, over all videos compared; sizes in bytes of weights.
+
+    Times are medians in seconds, of the float and of the quantised variant.
+    """
 
     variant: str
     quality: Quality
@@ -58,8 +61,11 @@ def compare(
     moments: Sequence[Moment],
     options: CalibrationOptions,
     progress: Progress,
-) -> Report:
-    """Hold what the work amounts to against the float graphs: every step of `moments`, and videos of `starts`."""
+) -> tuple[Report, list[tuple[Frames, Frames]]]:
+    """Hold what the work amounts to against the float graphs: every step of `moments`, and videos of `starts`.
+
+    Also returns the videos, by the float graphs and by the quantised ones.
+    """
     work = {**steps, **decoder}
     models = {name: own.model() for name, own in work.items()}
     quantised = trial(loop.bundle, models)
@@ -80,7 +86,7 @@ def compare(
     }
     passed = all(figures[name] >= getattr(bars, name) for name in figures)
     quality = Quality(recipe=options.recipe, videos=len(pairs), passed=passed, **figures)
-    return Report(
+    report = Report(
         variant=options.recipe,
         quality=quality,
         velocity_db=velocity,
@@ -91,6 +97,7 @@ def compare(
         step_seconds=(before.step_seconds, after.step_seconds),
         decode_seconds=(before.decode_seconds, after.decode_seconds),
     )
+    return report, pairs
 
 
 def _velocities(loop: Loop, bundle: Contents, moments: Sequence[Moment]) -> dict[float, float]:
@@ -128,7 +135,7 @@ class _Videos:
     def decode_seconds(self) -> float:
         return float(np.median(self._decodes))
 
-    def make(self, start: Start) -> npt.NDArray[np.uint8]:
+    def make(self, start: Start) -> Frames:
         """Frames [T, H, W, 3]."""
         if self._decoders is None:
             raise RuntimeError("videos are made inside the with block")

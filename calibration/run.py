@@ -14,6 +14,7 @@ from kinograph.bundle import Bundle
 from kinograph.calibration import RECIPES, CalibrationOptions, Progress
 from kinograph.calibration.collect import watched
 from kinograph.calibration.compare import Report, compare, why_not
+from kinograph.calibration.html import page
 from kinograph.calibration.layers import open_graph
 from kinograph.calibration.loop import Experts, Loop, Moment, Start
 from kinograph.calibration.numerics import signal_to_noise
@@ -41,7 +42,7 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
     if options.recipe not in RECIPES:
         raise UsageError(f"unknown recipe {options.recipe!r}; expected one of: {', '.join(RECIPES)}. Use --recipe.")
     with Bundle.open(path) as bundle, open_device(options.device) as device:
-        _check_new(bundle.manifest, options)
+        _check(bundle.manifest, options)
         loop = Loop(bundle, device)
         prompts = _prompts(bundle, options)
         runs = min(options.runs, max(1, len(prompts) - 1))
@@ -62,14 +63,18 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
             own.chosen = choose(own, _VELOCITY_DB)
         for own in decoder.values():
             own.chosen = choose(own, _FRAMES_DB)
-        report = compare(loop, steps, decoder, compared, _moments(loop, compared, progress), options, progress)
+        report, videos = compare(loop, steps, decoder, compared, _moments(loop, compared, progress), options, progress)
         if not report.quality.passed and not options.force:
             raise NumericError(why_not(report))
-        write(bundle, path, steps | decoder, report, progress)
+        write(bundle, path, steps | decoder, report, page(bundle.manifest.name, report, videos), progress)
         return report
 
 
-def _check_new(manifest: Manifest, options: CalibrationOptions) -> None:
+def _check(manifest: Manifest, options: CalibrationOptions) -> None:
+    if manifest.conditioning.image_required:
+        raise UsageError(
+            f"{manifest.name} makes videos from pictures, and only text-to-video can be calibrated so far."
+        )
     component = manifest.components[manifest.experts[0].component]
     if options.recipe in component.variants and not options.force:
         raise UsageError(f"{manifest.name} has a variant {options.recipe!r} already. Replace it with --force.")

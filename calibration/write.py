@@ -21,12 +21,14 @@ __all__ = ["write"]
 _WEIGHTS = "model.safetensors"
 
 
-def write(bundle: Bundle, path: Path, work: Mapping[str, Work], report: Report, progress: Progress) -> None:
-    """The bundle again, with the variant in it."""
+def write(bundle: Bundle, path: Path, work: Mapping[str, Work], report: Report, page: str, progress: Progress) -> None:
+    """The bundle again, with the variant in it, and the report's HTML `page`."""
     components = dict(bundle.manifest.components)
     folders = _folders(bundle, work, report.variant)
     with BundleWriter(path, force=True) as writer:
-        kept = [name for name in bundle.manifest.files if posixpath.dirname(name) not in folders]
+        document = f"{report.variant}-report.html"
+        writer.file(document).write_text(page, "utf-8")
+        kept = [name for name in bundle.manifest.files if name != document and posixpath.dirname(name) not in folders]
         for number, name in enumerate(kept, 1):
             _copy(bundle, name, writer.file(name))
             progress("write", number, len(kept))

@@ -39,6 +39,9 @@ def test_the_variant_is_smaller_near_and_better_than_its_control(calibrated: tup
     assert report.quality.passed and report.bytes_after < 0.45 * report.bytes_before
     assert np.mean([*report.velocity_db.values()]) > np.mean([*report.control_db.values()])
     manifest = verify(path)
+    page = (path / "int8-report.html").read_text("utf-8")
+    assert page.count("<figure>") == 1 and 'src="data:image/png;base64,' in page
+    assert "http" not in page and "<script" not in page
     assert manifest.components["step"].variants["int8"].quality == report.quality
     assert {"fp32", "int8"} == manifest.components["decoder_next"].variants.keys()
     assert "int8" not in manifest.components["text_encoder"].variants
