@@ -89,10 +89,9 @@ def _plot(report: Report) -> str:
             f'<path d="M{_LEFT} {y(tick):.1f}H{_WIDTH}" stroke="var(--rule)"/>'
             f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.0f} dB</text>'
         )
-    for number in sorted({0, len(timesteps) // 2, len(timesteps) - 1}):
-        parts.append(
-            f'<text x="{x(number):.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{timesteps[number]:.0f}</text>'
-        )
+    for number, anchor in {0: "start", len(timesteps) // 2: "middle", len(timesteps) - 1: "end"}.items():
+        at = f'x="{x(number):.1f}" y="{_HEIGHT - 14}" text-anchor="{anchor}"'
+        parts.append(f"<text {at}>{timesteps[number]:.0f}</text>")
     for name, one in series.items():
         points = " ".join(f"{x(i):.1f},{y(one[t]):.1f}" for i, t in enumerate(timesteps))
         parts.append(f'<polyline points="{points}" fill="none" stroke="var(--{name})" stroke-width="2"/>')

@@ -34,6 +34,7 @@ Latents = npt.NDArray[np.float32]
 _SCANNED = 6  # moments, or latent frames, that every layer's effect is measured on
 _VELOCITY_DB = 30.0  # up to which layers of the step are left as they are
 _FRAMES_DB = 35.0  # the same for layers of the decoder
+_TAKEN_APART = 1.6  # times as many tokens a word as the prompt with the fewest
 _DECODER = ("decoder_first", "decoder_next")
 
 
@@ -45,7 +46,7 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
         _check(bundle.manifest, options)
         loop = Loop(bundle, device)
         prompts = _prompts(bundle, options)
-        runs = min(options.runs, max(1, len(prompts) - 1))
+        runs = min(options.runs, max(1, 2 * len(prompts) // 3))  # the rest, if they are few, is to compare with
         starts = loop.starts(prompts[: runs + options.videos], best_precision(bundle.manifest, "text_encoder"))
         seen, compared = starts[:runs], starts[runs:] or starts[-1:]
         steps, latents = _look(loop, seen, progress)
@@ -81,25 +82,29 @@ def _check(manifest: Manifest, options: CalibrationOptions) -> None:
 
 
 def _prompts(bundle: Bundle, options: CalibrationOptions) -> list[str]:
-    """The user's prompts, all of which must fit the model, or those of the project that do."""
+    """The user's prompts, all of which must fit the model, or those of the project whose words the model knows.
+
+    A word it does not know its tokenizer takes apart: prompts that become far more tokens than others are left out.
+    """
     tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
     given = options.prompts
     prompts = given or tuple((files("kinograph.calibration") / "prompts.txt").read_text("utf-8").splitlines())
-    fitting = []
+    fitting: dict[str, float] = {}
     for number, prompt in enumerate(prompts, 1):
         try:
-            tokenizer.encode(prompt)
+            tokens = len(tokenizer.encode(prompt))
         except RequestError as error:
             if given is not None:
                 raise RequestError(f"prompt {number} cannot be used: {error}") from error
             continue
-        fitting.append(prompt)
+        fitting[prompt] = tokens / len(prompt.split())
     if not fitting:
         raise UsageError(
             f"none of {len(prompts)} prompts fits {bundle.manifest.name}. Give your own with --prompts FILE."
         )
-    order = np.random.default_rng(0).permutation(len(fitting))
-    return [fitting[i] for i in order]
+    limit = np.inf if given is not None else _TAKEN_APART * min(fitting.values())
+    known = [prompt for prompt, ratio in fitting.items() if ratio <= limit]
+    return [known[i] for i in np.random.default_rng(0).permutation(len(known))]
 
 
 def _look(loop: Loop, starts: Sequence[Start], progress: Progress) -> tuple[dict[str, Work], list[Latents]]:
