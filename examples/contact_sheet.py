@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 import kinograph
 
 PROMPTS = (
-    "a large orange cat facing right bounces on a plain navy background, flat style",
+    "a yellow triangle moves right above a red heart that grows in the night sky, flat style",
+    "a purple star stays still left of a blue cat that moves down in front of hills, neon style",
     "a large yellow star moves right in the night sky, neon style",
-    "a large red heart falls over the sea, watercolour",
-    "a large green triangle moves left on a striped background, chalkboard style",
-    "a cyan square moves right behind a wall on a plain black background, outline style",
-    "a large pink ball moves diagonally up to the right in front of hills, flat style",
+    "a large orange cat facing right bounces on a plain navy background, flat style",
+    "a red ball rolls right and hits a blue ball that rolls on over the sea, flat style",
+    "a pink ball bounces, a white square moves up and a red heart spins, from left to right among stars, flat style",
 )
 SHOWN, SIDE, CAPTION, GAP = 6, 128, 26, 4  # frames a row, then pixels
 PAPER, INK = "#ffffff", "#24292f"
