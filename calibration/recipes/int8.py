@@ -172,4 +172,5 @@ def _smoothing(largest: Floats, weights: Sequence[Floats], alpha: float) -> Floa
     used = (largest > _SMALLEST * largest.max(initial=0)) & (column > _SMALLEST * column.max(initial=0))
     smoothing = np.ones_like(largest)
     smoothing[used] = largest[used] ** alpha / column[used] ** (1 - alpha)
-    return (smoothing / np.exp(np.log(smoothing[used]).mean() if used.any() else 0.0)).astype(np.float32)
+    middle = np.exp(np.log(smoothing[used]).mean()) if used.any() else 1.0
+    return np.asarray(smoothing / middle, np.float32)
