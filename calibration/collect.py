@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from kinograph.bundle.draft import Trial
-from kinograph.calibration.layers import Graph
+from kinograph.calibration.layers import Graph, constant
 from kinograph.manifest import Component, Tensor
 
 if TYPE_CHECKING:
@@ -109,11 +109,11 @@ def _watch(model: ir.Model, watch: Watch) -> Iterator[Tensor]:
     """Append what computes the statistics; yields the new outputs."""
     values = _values(model)
     random = np.random.default_rng(_SEED)
-    rows = _constant(model, "watch.rows", random.integers(0, 1 << 40, watch.rows))
+    rows = constant(model, "watch.rows", random.integers(0, 1 << 40, watch.rows))
     rows = _node(model, "Add", [rows, _varying(model)])
-    axis = _constant(model, "watch.axis", np.array([0], np.int64))
+    axis = constant(model, "watch.axis", np.array([0], np.int64))
     for number, (watched_name, channels) in enumerate(watch.channels.items()):
-        shape = _constant(model, f"watch.shape_{number}", np.array([-1, channels], np.int64))
+        shape = constant(model, f"watch.shape_{number}", np.array([-1, channels], np.int64))
         flat = _node(model, "Reshape", [values[watched_name], shape])
         count = _node(model, "Gather", [_node(model, "Shape", [flat]), axis], axis=0)
         chosen = _node(model, "Gather", [flat, _node(model, "Mod", [rows, count])], axis=0)
@@ -131,7 +131,7 @@ def _watch(model: ir.Model, watch: Watch) -> Iterator[Tensor]:
 def _varying(model: ir.Model) -> ir.Value:
     """A whole number that is another at every run: so other rows are seen of what stays the same, as text does."""
     total = _node(model, "ReduceSum", [_node(model, "Abs", [model.graph.inputs[0]])], keepdims=0)
-    thousand = _constant(model, "watch.thousand", np.float32(1000))
+    thousand = constant(model, "watch.thousand", np.float32(1000))
     return _node(model, "Cast", [_node(model, "Mul", [total, thousand])], to=ir.DataType.INT64)
 
 
@@ -140,18 +140,6 @@ def _values(model: ir.Model) -> Mapping[str, ir.Value]:
     for node in model.graph:
         values |= {str(value.name): value for value in node.outputs}
     return values
-
-
-def _constant(model: ir.Model, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:
-    array = np.asarray(array)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(array, name=name),
-    )
-    model.graph.initializers[name] = value
-    return value
 
 
 def _node(model: ir.Model, operator: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:

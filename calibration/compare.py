@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,9 @@ import onnx_ir as ir
 
 from kinograph.calibration import CalibrationOptions, Progress
 from kinograph.calibration.loop import Experts, Loop, Moment, Start
-from kinograph.calibration.quality import Bars, psnr, ssim, velocity_decibels
-from kinograph.calibration.work import FLOAT, Work, best_precision, trial
+from kinograph.calibration.numerics import signal_to_noise
+from kinograph.calibration.quality import Bars, psnr, ssim
+from kinograph.calibration.work import FLOAT, Work, trial
 from kinograph.engines.protocol import Contents, Engine
 from kinograph.manifest import Manifest, Quality
 from kinograph.runtime.codec import decode
@@ -33,6 +35,11 @@ class Layer:
     noise_db: float
     effect_db: float | None
     smoothed: bool
+
+    @property
+    def rank(self) -> float:
+        """What orders layers, the most harmful first: the effect in dB, or the own error where none was measured."""
+        return self.noise_db if self.effect_db is None else self.effect_db
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,8 @@ def compare(
     control = trial(loop.bundle, {name: own.control_model() for name, own in steps.items()})
     velocity = _velocities(loop, quantised, moments)
     control_db = _velocities(loop, control, moments)
-    before, after = _Videos(loop, loop.bundle), _Videos(loop, quantised)
     pairs = []
-    with before, after:
+    with _videos(loop, loop.bundle) as before, _videos(loop, quantised) as after:
         for number, start in enumerate(starts, 1):
             pairs.append((before.make(start), after.make(start)))
             progress("compare", number, len(starts))
@@ -112,18 +118,22 @@ def _velocities(loop: Loop, bundle: Contents, moments: Sequence[Moment]) -> dict
             got = loop.velocities(engine, own)
         finally:
             engine.close()
-        for moment, decibels in zip(own, velocity_decibels([m.velocity for m in own], got), strict=True):
-            found.setdefault(moment.step.timestep, []).append(decibels)
+        for moment, velocity in zip(own, got, strict=True):
+            found.setdefault(moment.step.timestep, []).append(signal_to_noise(moment.velocity, velocity))
     return {timestep: float(np.mean(values)) for timestep, values in found.items()}
+
+
+@contextmanager
+def _videos(loop: Loop, contents: Contents) -> Iterator[_Videos]:
+    with Experts(loop, contents, FLOAT) as experts, loop.decoder(contents, FLOAT) as decoder:
+        yield _Videos(loop, experts, decoder)
 
 
 class _Videos:
     """Makes videos from latent noise, and keeps the time: medians over the videos, in seconds."""
 
-    def __init__(self, loop: Loop, bundle: Contents) -> None:
-        self._loop, self._bundle = loop, bundle
-        self._experts = Experts(loop, bundle, FLOAT)
-        self._decoders: tuple[Engine, Engine] | None = None
+    def __init__(self, loop: Loop, experts: Experts, decoder: tuple[Engine, Engine]) -> None:
+        self._loop, self._experts, self._decoder = loop, experts, decoder
         self._steps: list[float] = []
         self._decodes: list[float] = []
 
@@ -137,30 +147,14 @@ class _Videos:
 
     def make(self, start: Start) -> Frames:
         """Frames [T, H, W, 3]."""
-        if self._decoders is None:
-            raise RuntimeError("videos are made inside the with block")
         began = time.perf_counter()
         for _, binding in self._loop.run(start, self._experts.open):
             latents = binding["sample"].read()
         stepped = time.perf_counter()
-        frames = np.concatenate(list(decode(self._loop.device, *self._decoders, latents)))
+        frames = np.concatenate(list(decode(self._loop.device, *self._decoder, latents)))
         self._steps.append((stepped - began) / len(self._loop.steps))
         self._decodes.append(time.perf_counter() - stepped)
         return frames
-
-    def __enter__(self) -> _Videos:
-        manifest = self._loop.bundle.manifest
-        first, following = (
-            self._loop.device.open(self._bundle, name, best_precision(manifest, name))
-            for name in ("decoder_first", "decoder_next")
-        )
-        self._decoders = first, following
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._experts.close()
-        for engine in self._decoders or ():
-            engine.close()
 
 
 def _layers(component: str, work: Work) -> Iterator[Layer]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from kinograph.calibration.layers import constant
 from kinograph.calibration.numerics import Affine
 from kinograph.calibration.recipes.int8 import ConvolutionPlan, Plan
 
@@ -47,18 +48,18 @@ def _quantise(model: ir.Model, plan: Plan) -> None:
     name = plan.group.activation
     new: list[ir.Node] = []
     if plan.smoothing is not None:
-        inverse = _initializer(graph, f"{name}.smoothing", (1 / plan.smoothing).astype(np.float32))
+        inverse = constant(model, f"{name}.smoothing", (1 / plan.smoothing).astype(np.float32))
         new.append(ir.node("Mul", [activation, inverse], name=f"{name}.smooth"))
         activation = new[-1].outputs[0]
-    scale, zero = _affine(graph, name, plan.form)
+    scale, zero = _affine(model, name, plan.form)
     new.append(ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}.quantize"))
     new.append(ir.node("DequantizeLinear", [new[-1].outputs[0], scale, zero], name=f"{name}.dequantize"))
     earliest = next(node for node in graph if str(node.name) in nodes)
     graph.insert_before(earliest, new)
     for node_name, weight in zip(plan.group.nodes, plan.weights, strict=True):
         node = nodes[node_name]
-        values = _initializer(graph, f"{node_name}.int8", weight.values)
-        scales = _initializer(graph, f"{node_name}.scale", weight.scale)
+        values = constant(model, f"{node_name}.int8", weight.values)
+        scales = constant(model, f"{node_name}.scale", weight.scale)
         back = ir.node(
             "DequantizeLinear", [values, scales], attributes={"axis": weight.axis}, name=f"{node_name}.weight"
         )
@@ -70,23 +71,23 @@ def _quantise(model: ir.Model, plan: Plan) -> None:
 def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
     graph, group = model.graph, plan.group
     node = next(node for node in graph if node.name == group.node)
-    scale, zero = _affine(graph, f"{group.activation}.{group.node}", plan.form)
+    scale, zero = _affine(model, f"{group.activation}.{group.node}", plan.form)
     there = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{group.node}.quantize")
     back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize")
-    values = _initializer(graph, f"{group.weight}.int8", plan.weight.values)
-    scales = _initializer(graph, f"{group.weight}.scale", plan.weight.scale)
+    values = constant(model, f"{group.weight}.int8", plan.weight.values)
+    scales = constant(model, f"{group.weight}.scale", plan.weight.scale)
     weight = ir.node("DequantizeLinear", [values, scales], attributes={"axis": 0}, name=f"{group.node}.weight")
     graph.insert_before(node, [there, back, weight])
     node.replace_input_with(0, back.outputs[0])
     node.replace_input_with(1, weight.outputs[0])
     if plan.bias is not None:
-        steps = _initializer(graph, f"{group.node}.bias", plan.bias)
-        step = _initializer(graph, f"{group.node}.bias_scale", plan.weight.scale * np.float32(plan.form.scale))
+        steps = constant(model, f"{group.node}.bias", plan.bias)
+        step = constant(model, f"{group.node}.bias_scale", plan.weight.scale * np.float32(plan.form.scale))
         bias = ir.node("DequantizeLinear", [steps, step], attributes={"axis": 0}, name=f"{group.node}.bias")
         graph.insert_before(node, bias)
         node.replace_input_with(2, bias.outputs[0])
     output = node.outputs[0]
-    scale, zero = _affine(graph, f"{group.output}.{group.node}", plan.output)
+    scale, zero = _affine(model, f"{group.output}.{group.node}", plan.output)
     there = ir.node("QuantizeLinear", [output, scale, zero], name=f"{group.node}.quantize_output")
     back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize_output")
     back.outputs[0].shape, back.outputs[0].dtype = output.shape, output.dtype or ir.DataType.FLOAT
@@ -97,20 +98,8 @@ def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
     graph.insert_after(node, [there, back])
 
 
-def _affine(graph: ir.Graph, name: str, form: Affine) -> tuple[ir.Value, ir.Value]:
+def _affine(model: ir.Model, name: str, form: Affine) -> tuple[ir.Value, ir.Value]:
     return (
-        _initializer(graph, f"{name}.scale", np.float32(form.scale)),
-        _initializer(graph, f"{name}.zero_point", np.uint8(form.zero_point)),
+        constant(model, f"{name}.scale", np.float32(form.scale)),
+        constant(model, f"{name}.zero_point", np.uint8(form.zero_point)),
     )
-
-
-def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:
-    array = np.asarray(array)
-    if name not in graph.initializers:
-        graph.initializers[name] = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            const_value=ir.tensor(array, name=name),
-        )
-    return graph.initializers[name]

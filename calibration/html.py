@@ -119,7 +119,7 @@ def _video(number: int, before: Frames, after: Frames) -> str:
 
 def _layers(layers: Sequence[Layer]) -> str:
     rows = []
-    for layer in sorted(layers, key=lambda one: one.noise_db if one.effect_db is None else one.effect_db):
+    for layer in sorted(layers, key=lambda one: one.rank):
         names = "<br>".join(f"<code>{escape(name)}</code>" for name in layer.weights)
         effect = "" if layer.effect_db is None else f"{layer.effect_db:.1f}"
         told = "smoothed" if layer.smoothed else ""

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from kinograph.bundle import Bundle
 from kinograph.errors import BundleError
 
-__all__ = ["Convolution", "Graph", "Group", "open_graph"]
+__all__ = ["Convolution", "Graph", "Group", "constant", "open_graph"]
 
 Array = npt.NDArray[Any]
 
@@ -116,6 +116,19 @@ def open_graph(bundle: Bundle, component: str, precision: str) -> Graph:
             data = files[str(tensor.location)][start : start + int(tensor.length or 0)]
             weights[name] = data.view(np.float32).reshape(tuple(tensor.shape.numpy()))
     return Graph(component, precision, model, weights)
+
+
+def constant(model: ir.Model, name: str, array: npt.NDArray[Any] | np.generic) -> ir.Value:
+    """The initializer `name` of a graph, added with this value where the graph has none of that name."""
+    array = np.asarray(array)
+    if name not in model.graph.initializers:
+        model.graph.initializers[name] = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.tensor(array, name=name),
+        )
+    return model.graph.initializers[name]
 
 
 def _products(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,9 @@ from kinograph.runtime.noise import normal
 from kinograph.runtime.solvers import Step, schedule
 from kinograph.runtime.text import Tokenizer
 
-__all__ = ["Experts", "Loop", "Moment", "Start"]
+__all__ = ["DECODER", "Experts", "Loop", "Moment", "Start"]
+
+DECODER = ("decoder_first", "decoder_next")
 
 Latents = npt.NDArray[np.float32]
 
@@ -44,32 +47,24 @@ class Moment:
 
 
 class Loop:
-    """The loop of a bundle at a size, by default its own, on a device."""
+    """The loop of a bundle at its own size, on a device."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: Device,
-        *,
-        width: int | None = None,
-        height: int | None = None,
-        frames: int | None = None,
-    ) -> None:
+    def __init__(self, bundle: Bundle, device: Device) -> None:
         manifest = bundle.manifest
         self.bundle, self.device = bundle, device
         geometry, defaults = manifest.geometry, manifest.defaults
         self.shape = (
             1,
             geometry.channels,
-            1 + ((frames or defaults.num_frames) - 1) // geometry.temporal,
-            (height or defaults.height) // geometry.spatial,
-            (width or defaults.width) // geometry.spatial,
+            1 + (defaults.num_frames - 1) // geometry.temporal,
+            defaults.height // geometry.spatial,
+            defaults.width // geometry.spatial,
         )
         self.steps = schedule(manifest.solver, defaults.num_inference_steps)
         self.scale = manifest.experts[0].guidance_scale
 
-    def starts(self, prompts: Sequence[str], precision: str, seed: int = 0) -> list[Start]:
-        """A start for every prompt; the noise of the i-th is that of the seed `seed` + i."""
+    def starts(self, prompts: Sequence[str], precision: str) -> list[Start]:
+        """A start for every prompt; the noise of the i-th is that of the seed i."""
         manifest = self.bundle.manifest
         tokenizer = Tokenizer(self.bundle.read(manifest.text.tokenizer), manifest.text)
         engine = self.device.open(self.bundle, "text_encoder", precision)
@@ -77,7 +72,7 @@ class Loop:
         try:
             return [
                 Start(
-                    normal(self.shape, seed + number),
+                    normal(self.shape, number),
                     embed(self.device, engine, tokenizer, manifest.text, [prompt, *unguided]),
                 )
                 for number, prompt in enumerate(prompts)
@@ -117,6 +112,15 @@ class Loop:
                 for _ in self._steps(binding, [moment.step], lambda expert: engine):
                     found.append(binding["prediction"].read())
         return found
+
+    @contextmanager
+    def decoder(self, contents: Contents, precision: str) -> Iterator[tuple[Engine, Engine]]:
+        """The two engines of a bundle's decoder, or of a trial's."""
+        with ExitStack() as stack:
+            engines = [self.device.open(contents, name, precision) for name in DECODER]
+            for engine in engines:
+                stack.callback(engine.close)
+            yield engines[0], engines[1]
 
     def _steps(
         self, binding: Binding, steps: Sequence[Step], open_expert: Callable[[Expert], Engine]

@@ -1,17 +1,13 @@
-"""What quantising cost: velocities and videos of a variant held against those of the float graph it was made from."""
+"""What quantising cost: videos of a variant held against those of the float graph it was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kinograph.calibration.numerics import signal_to_noise
-
-__all__ = ["Bars", "psnr", "ssim", "velocity_decibels"]
+__all__ = ["Bars", "psnr", "ssim"]
 
 Frames = npt.NDArray[np.uint8]
 
@@ -27,11 +23,6 @@ class Bars:
     velocity_db: float = 15.0
     psnr_db: float = 30.0
     ssim: float = 0.9
-
-
-def velocity_decibels(reference: Sequence[npt.NDArray[Any]], other: Sequence[npt.NDArray[Any]]) -> list[float]:
-    """The signal-to-noise ratio of each prediction, in dB."""
-    return [signal_to_noise(a, b) for a, b in zip(reference, other, strict=True)]
 
 
 def psnr(reference: Frames, other: Frames) -> float:

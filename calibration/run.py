@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from kinograph.calibration.collect import watched
 from kinograph.calibration.compare import Report, compare, why_not
 from kinograph.calibration.html import page
 from kinograph.calibration.layers import open_graph
-from kinograph.calibration.loop import Experts, Loop, Moment, Start
+from kinograph.calibration.loop import DECODER, Experts, Loop, Moment, Start
 from kinograph.calibration.numerics import signal_to_noise
 from kinograph.calibration.work import FLOAT, Work, best_precision, choose, trial
 from kinograph.calibration.write import write
 from kinograph.engines import open_device
-from kinograph.engines.protocol import Contents, Engine
 from kinograph.errors import NumericError, RequestError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime.codec import decode, latent_chunks, stream
@@ -34,8 +32,8 @@ Latents = npt.NDArray[np.float32]
 _SCANNED = 6  # moments, or latent frames, that every layer's effect is measured on
 _VELOCITY_DB = 30.0  # up to which layers of the step are left as they are
 _FRAMES_DB = 35.0  # the same for layers of the decoder
+_FEWEST = 2  # prompts
 _TAKEN_APART = 1.6  # times as many tokens a word as the prompt with the fewest
-_DECODER = ("decoder_first", "decoder_next")
 
 
 def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
@@ -46,9 +44,9 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
         _check(bundle.manifest, options)
         loop = Loop(bundle, device)
         prompts = _prompts(bundle, options)
-        runs = min(options.runs, max(1, 2 * len(prompts) // 3))  # the rest, if they are few, is to compare with
+        runs = min(options.runs, 2 * len(prompts) // 3)  # where there are few, the rest is to compare with
         starts = loop.starts(prompts[: runs + options.videos], best_precision(bundle.manifest, "text_encoder"))
-        seen, compared = starts[:runs], starts[runs:] or starts[-1:]
+        seen, compared = starts[:runs], starts[runs:]
         steps, latents = _look(loop, seen, progress)
         decoder = _look_at_decoder(loop, latents, progress)
         for own in (*steps.values(), *decoder.values()):
@@ -72,6 +70,8 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
 
 
 def _check(manifest: Manifest, options: CalibrationOptions) -> None:
+    if options.runs < 1 or options.videos < 1:
+        raise UsageError(f"{options.runs} runs and {options.videos} videos: expected at least one of each.")
     if manifest.conditioning.image_required:
         raise UsageError(
             f"{manifest.name} makes videos from pictures, and only text-to-video can be calibrated so far."
@@ -97,13 +97,14 @@ def _prompts(bundle: Bundle, options: CalibrationOptions) -> list[str]:
             if given is not None:
                 raise RequestError(f"prompt {number} cannot be used: {error}") from error
             continue
-        fitting[prompt] = tokens / len(prompt.split())
-    if not fitting:
-        raise UsageError(
-            f"none of {len(prompts)} prompts fits {bundle.manifest.name}. Give your own with --prompts FILE."
-        )
-    limit = np.inf if given is not None else _TAKEN_APART * min(fitting.values())
+        fitting[prompt] = tokens / max(1, len(prompt.split()))
+    limit = np.inf if given is not None else _TAKEN_APART * min(fitting.values(), default=0.0)
     known = [prompt for prompt, ratio in fitting.items() if ratio <= limit]
+    if len(known) < _FEWEST:
+        raise UsageError(
+            f"{len(known)} of {len(prompts)} prompts can be used with {bundle.manifest.name}; expected at least "
+            f"{_FEWEST} different ones, to find ranges on and to compare with. Give more with --prompts FILE."
+        )
     return [known[i] for i in np.random.default_rng(0).permutation(len(known))]
 
 
@@ -128,24 +129,14 @@ def _look(loop: Loop, starts: Sequence[Start], progress: Progress) -> tuple[dict
 
 def _look_at_decoder(loop: Loop, latents: Sequence[Latents], progress: Progress) -> dict[str, Work]:
     """Decode with the float decoder, gathering what flows through its two graphs."""
-    work = {name: Work.on_convolutions(open_graph(loop.bundle, name, FLOAT), len(latents)) for name in _DECODER}
+    work = {name: Work.on_convolutions(open_graph(loop.bundle, name, FLOAT), len(latents)) for name in DECODER}
     looking = watched(loop.bundle, [(own.graph, own.watch) for own in work.values()])
-    with _opened(loop, looking) as (first, following):
+    with loop.decoder(looking, FLOAT) as (first, following):
         for number, one in enumerate(latents, 1):
             for index, binding in enumerate(stream(loop.device, first, following, latent_chunks(following, one))):
-                work[_DECODER[min(index, 1)]].watch.see(binding, 0.0, number)
+                work[DECODER[min(index, 1)]].watch.see(binding, 0.0, number)
             progress("look at decoder", number, len(latents))
     return work
-
-
-@contextmanager
-def _opened(loop: Loop, contents: Contents) -> Iterator[tuple[Engine, Engine]]:
-    first, following = (loop.device.open(contents, name, FLOAT) for name in _DECODER)
-    try:
-        yield first, following
-    finally:
-        first.close()
-        following.close()
 
 
 def _moments(loop: Loop, starts: Sequence[Start], progress: Progress) -> list[Moment]:
@@ -175,12 +166,12 @@ def _scan(loop: Loop, component: str, work: Work, moments: Sequence[Moment], pro
 
 def _scan_decoder(loop: Loop, work: Mapping[str, Work], latents: Latents, progress: Progress) -> None:
     """Measure what each plan of either graph alone does to the frames."""
-    with _opened(loop, loop.bundle) as engines:
+    with loop.decoder(loop.bundle, FLOAT) as engines:
         truth = np.concatenate(list(decode(loop.device, *engines, latents)))
     done, total = 0, sum(len(own.plans) for own in work.values())
     for component, own in work.items():
         for number in range(len(own.plans)):
-            with _opened(loop, trial(loop.bundle, {component: own.alone(number)})) as engines:
+            with loop.decoder(trial(loop.bundle, {component: own.alone(number)}), FLOAT) as engines:
                 got = np.concatenate(list(decode(loop.device, *engines, latents)))
             own.effects.append(float(10 ** (-signal_to_noise(truth, got) / 10)))
             done += 1

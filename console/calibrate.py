@@ -50,7 +50,7 @@ def report_text(report: Report, bundle: str) -> str:
     layers.add_column("weights")
     for title in ("own error, dB", "result, dB", ""):
         layers.add_column(title, justify="right")
-    for layer in sorted(report.layers, key=lambda one: one.effect_db or one.noise_db)[:12]:
+    for layer in sorted(report.layers, key=lambda one: one.rank)[:12]:
         layers.add_row(
             Text(escape(", ".join(layer.weights))),
             f"{layer.noise_db:.1f}",

@@ -39,7 +39,7 @@ _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-fr
 _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: where noise hides them it would bias
 _NAMING_WEIGHT = 0.06  # of the cross-entropy of each thing that is named of a token's cells
 _NAMED = ("subject", "colour", "motion", "facing")
-_KINDS = [1 + ABOUT_ACTORS[name][0] for name in _NAMED]  # values of each, and none
+_VALUES = [1 + ABOUT_ACTORS[name][0] for name in _NAMED]  # values of each, and none
 _CONDITIONED = 0.2  # share of batches whose clips are given clean frames
 _GIVEN = {"first": 0.55, "start": 0.15, "end": 0.15, "both ends": 0.15}
 _PATCH = 2  # side of a token in latent cells
@@ -156,10 +156,10 @@ def _loss(
     shown = _tokens(covered)
     naming = torch.zeros((), device=latents.device)
     for guess, truth in zip(
-        scores.float().view(shown.shape).split(_KINDS, dim=-1), shown.split(_KINDS, dim=-1), strict=True
+        scores.float().view(shown.shape).split(_VALUES, dim=-1), shown.split(_VALUES, dim=-1), strict=True
     ):
         naming = naming + functional.cross_entropy(guess.flatten(0, -2), truth.flatten(0, -2))
-    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach()) / len(_KINDS)
+    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach()) / len(_VALUES)
 
 
 def train_dit(
@@ -181,7 +181,7 @@ def train_dit(
         {
             "transformer": transformer,
             "text_encoder": text_encoder.requires_grad_(False),
-            "naming": _head(width, _PATCH * _PATCH * sum(_KINDS)),
+            "naming": _head(width, _PATCH * _PATCH * sum(_VALUES)),
         }
     ).to(device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)

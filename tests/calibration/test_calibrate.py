@@ -91,6 +91,10 @@ def test_what_cannot_be_done_is_said_before_any_work(calibrated: tuple[Path, Rep
         calibrate(path, replace(QUICK, recipe="int3"), silent)
     with pytest.raises(RequestError, match=r"prompt 2 cannot be used: the prompt has \d+ tokens"):
         calibrate(path, replace(QUICK, force=True, prompts=(PROMPT, "x" * 400)), silent)
+    with pytest.raises(UsageError, match="1 of 2 prompts can be used with starter; expected at least 2 different ones"):
+        calibrate(path, replace(QUICK, force=True, prompts=(PROMPT, PROMPT)), silent)
+    with pytest.raises(UsageError, match="0 runs and 1 videos: expected at least one of each"):
+        calibrate(path, replace(QUICK, force=True, runs=0), silent)
 
 
 def test_command_line(calibrated: tuple[Path, Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
