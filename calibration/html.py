@@ -90,7 +90,7 @@ def _plot(report: Report) -> str:
             f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.0f} dB</text>'
         )
     for number, anchor in {0: "start", len(timesteps) // 2: "middle", len(timesteps) - 1: "end"}.items():
-        at = f'x="{x(number):.1f}" y="{_HEIGHT - 14}" text-anchor="{anchor}"'
+        at = f'x="{x(number):.1f}" y="{_HEIGHT - 18}" text-anchor="{anchor}"'
         parts.append(f"<text {at}>{timesteps[number]:.0f}</text>")
     for name, one in series.items():
         points = " ".join(f"{x(i):.1f},{y(one[t]):.1f}" for i, t in enumerate(timesteps))
@@ -98,7 +98,7 @@ def _plot(report: Report) -> str:
     legend = (
         f'<text x="{_WIDTH - 150}" y="22" style="fill: var(--line)">{escape(report.variant)}</text>'
         f'<text x="{_WIDTH - 80}" y="22" style="fill: var(--control)">control</text>'
-        f'<text x="{_LEFT}" y="{_HEIGHT - 1}">timestep</text>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 4}">timestep</text>'
     )
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img">{"".join(parts)}{legend}</svg>'
 
