@@ -111,6 +111,7 @@ def kinograph() -> None:
 @click.option("--guidance-2", type=float, help="That of a second expert.  [default: --guidance, or the bundle's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, 0 to 2^64 - 1.")
 @click.option("--solver", type=click.Choice(["euler", "unipc", "dpmpp-2m"]), help="Sampler." + _DEFAULT)
+@click.option("--speed", metavar="LEVEL", help="Leave out steps: a speed level of the bundle, such as balanced.")
 @click.option("--image", metavar="FILE", help="A picture that becomes the first frame.")
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
@@ -167,6 +168,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         guidance_scale_2=options["guidance_2"],
         seed=options["seed"],
         solver=options["solver"],
+        speed=options["speed"],
         image=options["image"],
     )
     same = ("device", "variant", "seconds", "output", "codec", "sheet", "force", "fail_on_blank")
@@ -244,31 +246,50 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 
 @kinograph.command()
 @click.argument("bundle")
-@click.option("--recipe", type=click.Choice(["int8"]), default="int8", show_default=True, help="What to quantise to.")
+@click.option(
+    "--recipe", type=click.Choice(["int8"]), help="What to quantise to.  [default: int8, or nothing with --skip]"
+)
+@click.option(
+    "--skip",
+    type=click.Choice(["careful", "balanced", "fast"]),
+    multiple=True,
+    help="Find a speed level, which leaves out steps; may be given again.",
+)
 @click.option("--prompts", metavar="FILE", help="Prompts to calibrate with, one a line.  [default: the project's own]")
 @click.option("--runs", type=click.IntRange(1, 4096), default=16, show_default=True, help="Prompts looked into.")
 @click.option("--videos", type=click.IntRange(1, 256), default=8, show_default=True, help="Further ones compared.")
 @click.option("--scan/--no-scan", default=True, show_default=True, help="Measure every layer's effect on the velocity.")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
-@click.option("--force", is_flag=True, help="Replace the variant if it is there; write it even if it misses the gate.")
+@click.option("--force", is_flag=True, help="Replace what is there; write a variant even if it misses the gate.")
 @_json_option
 @_quiet_option
-def calibrate(bundle: str, prompts: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Add a quantised variant to BUNDLE, and say what that cost. Exits 8, the bundle untouched, if it cost too much."""
-    from kinograph.calibration import CalibrationOptions
-    from kinograph.calibration import calibrate as run
-    from kinograph.console.calibrate import read_prompts, report_text
+def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Add a quantised variant, or speed levels, to BUNDLE, and say what that cost.
 
-    chosen = CalibrationOptions(prompts=read_prompts(prompts), **options)
+    Exits 8, the bundle untouched, if it cost too much.
+    """
+    import msgspec
+
+    from kinograph.calibration import CalibrationOptions, find_speeds
+    from kinograph.calibration import calibrate as quantise
+    from kinograph.console.calibrate import read_prompts, report_text, speeds_text
+
+    chosen = CalibrationOptions(prompts=read_prompts(prompts), recipe=recipe or "int8", **options)
+    report = None
     with Console(quiet=quiet) as console:
-        report = run(Path(bundle), chosen, _staged(console))
+        if recipe or not chosen.skip:
+            report = quantise(Path(bundle), chosen, _staged(console))
+        speeds = find_speeds(Path(bundle), chosen, _staged(console)) if chosen.skip else {}
     if as_json:
-        import msgspec
-
-        click.echo(json_text(msgspec.to_builtins(report)))
+        told = msgspec.to_builtins(report) if report else {}
+        click.echo(json_text({**told, "speeds": msgspec.to_builtins(speeds)}))
         return
-    click.echo(report_text(report, bundle))
-    click.echo(f"{escape(os.path.join(bundle, report.variant))}-report.html: frames side by side, every layer")  # noqa: PTH118
+    if report:
+        page = os.path.join(bundle, f"{report.variant}-report.html")  # noqa: PTH118
+        click.echo(report_text(report, bundle))
+        click.echo(f"{escape(page)}: frames side by side, every layer")
+    if speeds:
+        click.echo(speeds_text(speeds, bundle))
 
 
 @kinograph.command()

@@ -80,12 +80,15 @@ class Loop:
         finally:
             engine.close()
 
-    def run(self, start: Start, open_expert: Callable[[Expert], Engine]) -> Iterator[tuple[Step, Binding]]:
-        """Every step after it has run, with the buffers it ran on."""
+    def run(
+        self, start: Start, open_expert: Callable[[Expert], Engine], steps: Sequence[Step] | None = None
+    ) -> Iterator[tuple[Step, Binding]]:
+        """Every step after it has run, with the buffers it ran on; other `steps` than the schedule's, if given."""
         first = open_expert(self.expert(self.steps[0]))
         with Binding(self.device, first, self._axes(start)) as binding:
-            load_inputs(binding, Inputs(start.noise, start.text, nothing_given(self.shape)))
-            for step in self._steps(binding, self.steps, open_expert):
+            inputs = Inputs(start.noise, start.text, nothing_given(self.shape))
+            load_inputs(binding, inputs)
+            for step in self._steps(binding, inputs, self.steps if steps is None else steps, open_expert):
                 yield step, binding
 
     def moments(self, start: Start, open_expert: Callable[[Expert], Engine]) -> Iterator[Moment]:
@@ -106,10 +109,11 @@ class Loop:
         found = []
         with Binding(self.device, engine, self._axes(moments[0].start)) as binding:
             for moment in moments:
-                load_inputs(binding, Inputs(moment.start.noise, moment.start.text, nothing_given(self.shape)))
+                inputs = Inputs(moment.start.noise, moment.start.text, nothing_given(self.shape))
+                load_inputs(binding, inputs)
                 binding.write("sample", moment.sample)
                 binding.write("history", moment.history)
-                for _ in self._steps(binding, [moment.step], lambda expert: engine):
+                for _ in self._steps(binding, inputs, [moment.step], lambda expert: engine):
                     found.append(binding["prediction"].read())
         return found
 
@@ -123,12 +127,12 @@ class Loop:
             yield engines[0], engines[1]
 
     def _steps(
-        self, binding: Binding, steps: Sequence[Step], open_expert: Callable[[Expert], Engine]
+        self, binding: Binding, inputs: Inputs, steps: Sequence[Step], open_expert: Callable[[Expert], Engine]
     ) -> Iterator[Step]:
         manifest = self.bundle.manifest
         scales = [expert.guidance_scale for expert in manifest.experts]
         noised = manifest.conditioning.kind == "noised"
-        return denoise(binding, steps, manifest.experts, scales, open_expert, noised_known=noised)
+        return denoise(binding, inputs, steps, manifest.experts, scales, open_expert, noised_known=noised)
 
     def _axes(self, start: Start) -> dict[str, int]:
         _, _, frames, height, width = self.shape

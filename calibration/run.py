@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,13 @@ from kinograph.calibration.html import page
 from kinograph.calibration.layers import open_graph
 from kinograph.calibration.loop import DECODER, Experts, Loop, Moment, Start
 from kinograph.calibration.numerics import signal_to_noise
+from kinograph.calibration.prompts import chosen_prompts
 from kinograph.calibration.work import FLOAT, Work, best_precision, choose, trial
 from kinograph.calibration.write import write
 from kinograph.engines import open_device
-from kinograph.errors import NumericError, RequestError, UsageError
+from kinograph.errors import NumericError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime.codec import decode, latent_chunks, stream
-from kinograph.runtime.text import Tokenizer
 
 __all__ = ["run"]
 
@@ -32,8 +31,6 @@ Latents = npt.NDArray[np.float32]
 _SCANNED = 6  # moments, or latent frames, that every layer's effect is measured on
 _VELOCITY_DB = 30.0  # up to which layers of the step are left as they are
 _FRAMES_DB = 35.0  # the same for layers of the decoder
-_FEWEST = 2  # prompts
-_TAKEN_APART = 1.6  # times as many tokens a word as the prompt with the fewest
 
 
 def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
@@ -43,10 +40,9 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
     with Bundle.open(path) as bundle, open_device(options.device) as device:
         _check(bundle.manifest, options)
         loop = Loop(bundle, device)
-        prompts = _prompts(bundle, options)
-        runs = min(options.runs, 2 * len(prompts) // 3)  # where there are few, the rest is to compare with
-        starts = loop.starts(prompts[: runs + options.videos], best_precision(bundle.manifest, "text_encoder"))
-        seen, compared = starts[:runs], starts[runs:]
+        looked, held = chosen_prompts(bundle, options)
+        starts = loop.starts([*looked, *held], best_precision(bundle.manifest, "text_encoder"))
+        seen, compared = starts[: len(looked)], starts[len(looked) :]
         steps, latents = _look(loop, seen, progress)
         decoder = _look_at_decoder(loop, latents, progress)
         for own in (*steps.values(), *decoder.values()):
@@ -79,33 +75,6 @@ def _check(manifest: Manifest, options: CalibrationOptions) -> None:
     component = manifest.components[manifest.experts[0].component]
     if options.recipe in component.variants and not options.force:
         raise UsageError(f"{manifest.name} has a variant {options.recipe!r} already. Replace it with --force.")
-
-
-def _prompts(bundle: Bundle, options: CalibrationOptions) -> list[str]:
-    """The user's prompts, all of which must fit the model, or those of the project whose words the model knows.
-
-    A word it does not know its tokenizer takes apart: prompts that become far more tokens than others are left out.
-    """
-    tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
-    given = options.prompts
-    prompts = given or tuple((files("kinograph.calibration") / "prompts.txt").read_text("utf-8").splitlines())
-    fitting: dict[str, float] = {}
-    for number, prompt in enumerate(prompts, 1):
-        try:
-            tokens = len(tokenizer.encode(prompt))
-        except RequestError as error:
-            if given is not None:
-                raise RequestError(f"prompt {number} cannot be used: {error}") from error
-            continue
-        fitting[prompt] = tokens / max(1, len(prompt.split()))
-    limit = np.inf if given is not None else _TAKEN_APART * min(fitting.values(), default=0.0)
-    known = [prompt for prompt, ratio in fitting.items() if ratio <= limit]
-    if len(known) < _FEWEST:
-        raise UsageError(
-            f"{len(known)} of {len(prompts)} prompts can be used with {bundle.manifest.name}; expected at least "
-            f"{_FEWEST} different ones, to find ranges on and to compare with. Give more with --prompts FILE."
-        )
-    return [known[i] for i in np.random.default_rng(0).permutation(len(known))]
 
 
 def _look(loop: Loop, starts: Sequence[Start], progress: Progress) -> tuple[dict[str, Work], list[Latents]]:

@@ -198,6 +198,7 @@ def _report(job: Job, pipe: Pipeline, request: Request, watched: _Watched) -> di
         "guidance_scale": request.guidance_scale,
         "guidance_scale_2": request.guidance_scale_2,
         "solver": request.solver,
+        "speed": request.speed,
         "blank": watched.blank,
         "bundle": pipe.bundle.manifest.name,
         "bundle_sha256": pipe.bundle.digest,

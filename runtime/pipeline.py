@@ -27,6 +27,7 @@ from kinograph.runtime.image import read_image
 from kinograph.runtime.locate import open_bundle
 from kinograph.runtime.request import Request, resolve
 from kinograph.runtime.solvers import schedule
+from kinograph.runtime.speed import shortened
 from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.video import VideoWriter
 
@@ -177,6 +178,8 @@ class Pipeline:
         manifest = self.bundle.manifest
         solver = msgspec.structs.replace(manifest.solver, name=request.solver or manifest.solver.name)
         steps = schedule(solver, int(request.num_inference_steps or 0))
+        if request.speed is not None:
+            steps = shortened(steps, manifest.speeds[request.speed])
         _, _, frames, height, width = inputs.noise.shape
         axes = {"B": inputs.text.shape[0], "F": frames, "H": height, "W": width}
         first = next(e for e in manifest.experts if steps[0].timestep >= e.boundary)
@@ -184,6 +187,7 @@ class Pipeline:
             load_inputs(binding, inputs)
             for step in denoise(
                 binding,
+                inputs,
                 steps,
                 manifest.experts,
                 [float(request.guidance_scale or 1), float(request.guidance_scale_2 or 1)],

@@ -25,7 +25,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `height`, `width` in pixels; `fps` frames per second, which changes only the file; `guidance_scale` of
     classifier-free guidance (arXiv:2207.12598), 1 for none; `guidance_scale_2` is that of a second expert, where the
     model has two, and follows `guidance_scale` where only that is given; `seed` as torch's CPU generator takes it;
-    `image` is the path of a picture that becomes the first frame.
+    `speed` is one of the bundle's speed levels, which leave out steps of its own schedule, None for every step; `image`
+    is the path of a picture that becomes the first frame.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     guidance_scale_2: float | None = None
     seed: int = 0
     solver: Literal["euler", "unipc", "dpmpp-2m"] | None = None
+    speed: str | None = None
     image: str | None = None
 
 
@@ -70,6 +72,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
         *_size_problems(filled, manifest),
         *_frame_problems(filled, manifest),
         *_number_problems(filled, manifest),
+        *_speed_problems(filled, manifest),
         *_image_problems(filled, manifest),
     ]
     if problems:
@@ -137,6 +140,24 @@ def _number_problems(request: Request, manifest: Manifest) -> list[str]:
     if fps is None or not math.isfinite(fps) or not 0.1 <= fps <= 1000:
         problems.append(f"fps {fps}: expected 0.1 to 1000. Use --fps {manifest.defaults.fps:g}")
     return problems
+
+
+def _speed_problems(request: Request, manifest: Manifest) -> list[str]:
+    if request.speed is None:
+        return []
+    level = manifest.speeds.get(request.speed)
+    if level is None:
+        offered = f"it has: {', '.join(manifest.speeds)}. Use --speed" if manifest.speeds else "it has none"
+        return [
+            f"{manifest.name} has no speed level {request.speed!r}; {offered}. "
+            f"`kinograph calibrate BUNDLE --skip {request.speed}` finds one"
+        ]
+    if request.num_inference_steps == level.steps and request.solver == manifest.solver.name:
+        return []
+    return [
+        f"speed level {request.speed!r} leaves out some of {level.steps} steps of the {manifest.solver.name} solver, "
+        f"this run has {request.num_inference_steps} of {request.solver}. Leave out --speed, or --steps and --solver"
+    ]
 
 
 def _image_problems(request: Request, manifest: Manifest) -> list[str]:
