@@ -112,7 +112,27 @@ def kinograph() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, 0 to 2^64 - 1.")
 @click.option("--solver", type=click.Choice(["euler", "unipc", "dpmpp-2m"]), help="Sampler." + _DEFAULT)
 @click.option("--speed", metavar="LEVEL", help="Leave out steps: a speed level of the bundle, such as balanced.")
-@click.option("--image", metavar="FILE", help="A picture that becomes the first frame.")
+@click.option(
+    "--image",
+    "images",
+    metavar="FILE[@FRAME]",
+    multiple=True,
+    help="A picture that becomes a frame: the first, or that number; -1 is the last. May be given again.",
+)
+@click.option("--extend", metavar="FILE", help="A film that the video continues, and which goes before it in the file.")
+@click.option("--extend-backward", metavar="FILE", help="A film that the video leads to.")
+@click.option("--join", nargs=2, metavar="FILE FILE", help="Two films that the video leads from and to.")
+@click.option("--loop", is_flag=True, help="Lead the video back to its beginning.")
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="Pictures and films of another shape.",
+)
+@click.option("--prompts", metavar="FILE", help="Further prompts with their times, a line each: 0:05 a cat sleeps.")
+@click.option("--window", type=int, help="Frames made at a time; longer videos are made in windows." + _DEFAULT)
+@click.option("--overlap", type=int, help="Frames that a window is given of the one before." + _DEFAULT)
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
 )
@@ -122,6 +142,8 @@ def kinograph() -> None:
 )
 @click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option("--sheet", metavar="FILE.png", help="Also write frames side by side as one picture.")
+@click.option("--latents", metavar="FILE.safetensors", help="Keep the latents, window by window, to go on from.")
+@click.option("--resume", is_flag=True, help="Go on from the latents in --latents, if they are there.")
 @click.option("--fail-on-blank", is_flag=True, help="Exit 8, without a file, if the video is a single colour.")
 @click.option("--no-metadata", is_flag=True, help="No prompt or settings in the file, and no side-car .json.")
 @_force_option
@@ -154,6 +176,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     bundle, prompt = _bundle_and_prompt(words, options["prompt"])
     width, height = _width_and_height(options)
     from kinograph.console.generate import Job
+    from kinograph.console.given import films_given, read_cues, read_still
     from kinograph.runtime.request import Request
 
     request = Request(
@@ -169,9 +192,15 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         seed=options["seed"],
         solver=options["solver"],
         speed=options["speed"],
-        image=options["image"],
+        images=tuple(read_still(one) for one in options["images"]),
+        **films_given(options),
+        loop=options["loop"],
+        fit=options["fit"],
+        window=options["window"],
+        overlap=options["overlap"],
+        cues=read_cues(options["prompts"]),
     )
-    same = ("device", "variant", "seconds", "output", "codec", "sheet", "force", "fail_on_blank")
+    same = ("device", "variant", "seconds", "output", "codec", "sheet", "latents", "resume", "force", "fail_on_blank")
     return Job(
         request=request,
         bundle=bundle,
@@ -215,6 +244,25 @@ def _staged(console: Console) -> Callable[[str, int, int], None]:
         console.update(done, total)
 
     return progress
+
+
+@kinograph.command()
+@click.argument("latents")
+@click.argument("bundle", required=False)
+@click.option("-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/.")
+@click.option("--fps", type=float, help="Frames per second of the file." + _DEFAULT)
+@click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
+@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
+@_force_option
+@_quiet_option
+def decode(latents: str, bundle: str | None, quiet: bool, **options: Any) -> None:
+    """Make the video of LATENTS, kept by `generate --latents`, with BUNDLE or the built-in starter model."""
+    from kinograph.console.decode import decode as run
+
+    with Console(quiet=quiet) as console:
+        count = run(latents, bundle, console=console, **options)
+    click.echo(f"{escape(options['output'])}: {count} frames")
 
 
 @kinograph.command()

@@ -15,6 +15,7 @@ from kinograph.engines.ort import OrtDevice
 from kinograph.errors import BundleError, EngineError, NumericError, RequestError, UsageError
 from kinograph.runtime.codec import decode, encode
 from kinograph.runtime.locate import BUILT_IN, find_bundle, open_bundle, starter_bundle
+from kinograph.runtime.noise import Generator
 from kinograph.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.skipif(not (starter_bundle() / "bundle.json").exists(), reason="no starter bundle")
@@ -154,7 +155,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_any_work() -> None:
 def test_nan_in_the_latents_names_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     device = FakeDevice()
     with Pipeline(open_bundle(None), device) as pipe:
-        monkeypatch.setattr("kinograph.runtime.noise.normal", lambda shape, seed: np.full(shape, np.nan, np.float32))
+        monkeypatch.setattr(Generator, "normal", lambda self, shape: np.full(shape, np.nan, np.float32))
         with pytest.raises(NumericError, match="step 1 of 2"):
             list(pipe.run(SHORT))
 
