@@ -19,7 +19,7 @@ from kinograph.errors import RequestError
 from kinograph.runtime.conditioning import Fit, fit
 from kinograph.runtime.request import Request
 
-__all__ = ["Clip", "Ends", "read_clip"]
+__all__ = ["Clip", "Middle", "read_clip"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -66,26 +66,28 @@ class Clip:
         return (np.stack(kept) if kept else None), count
 
 
-class Ends:
-    """The last `tail` and the first `head` frames of those that go by."""
+class Middle:
+    """Lets frames go by, but for the first `head` and the last `tail` of them, which it keeps."""
 
-    def __init__(self, tail: int, head: int) -> None:
-        self._tail: deque[Pixels] = deque(maxlen=tail)
-        self._head: list[Pixels] = []
-        self._most = head
+    def __init__(self, head: int, tail: int) -> None:
+        self._most, self._behind = head, tail
+        self._first: list[Pixels] = []
+        self._last: deque[Pixels] = deque()
 
-    def see(self, frames: Pixels) -> None:
-        """Frames [T, H, W, 3] go by."""
-        self._tail.extend(frame.copy() for frame in frames)
-        self._head.extend(frame.copy() for frame in frames[: self._most - len(self._head)])
-
-    @property
-    def tail(self) -> Pixels:
-        return np.stack(self._tail)
+    def push(self, frames: Pixels) -> list[Pixels]:
+        """Those of frames [T, H, W, 3], and of earlier ones, that are not among the last any more."""
+        first = len(frames[: self._most - len(self._first)])
+        self._first.extend(frames[:first])
+        self._last.extend(frames[first:])
+        return [self._last.popleft() for _ in range(len(self._last) - self._behind)]
 
     @property
     def head(self) -> Pixels:
-        return np.stack(self._head)
+        return np.stack(self._first)
+
+    @property
+    def tail(self) -> Pixels:
+        return np.stack(self._last)
 
 
 def read_clip(path: str | os.PathLike[str], *, width: int, height: int, fps: float, how: Fit) -> Iterator[Pixels]:

@@ -67,7 +67,11 @@ class Layout:
 
 
 class Film:
-    """Makes one film of a resolved request, led up to by the frames of `before`, and leading to those of `after`."""
+    """Makes one film of a resolved request, led up to by the frames of `before`, and leading to those of `after`.
+
+    The result begins with the last of the former and ends with the first of the latter, faded into what the codec makes
+    of them, for that is how all between them looks: a cut from one look to the other would be seen.
+    """
 
     def __init__(self, workshop: Workshop, request: Request, before: Pixels | None, after: Pixels | None) -> None:
         self.shop, self.request = workshop, request
@@ -129,6 +133,22 @@ class Film:
                     yield StageStarted("decode")
                 yield from self._decoded(decoder, window, new)
                 yield WindowDone(number, len(self.windows), new)
+
+    @property
+    def frames(self) -> int:
+        """How many frames it has, those that it shares with films that were given among them."""
+        return self.layout.context + self.layout.made + (0 if self.after is None else len(self.after))
+
+    def _faded(self, frames: Pixels, at: int) -> Pixels:
+        """Frames [T, H, W, 3] from the film's frame `at` on, given ones faded into what was made of them."""
+        place, mixed = self.layout, frames.astype(np.float32)
+        for index in range(len(frames)):
+            number, later = at + index, at + index - place.context - place.made
+            if self.before is not None and number < place.context:
+                mixed[index] += (self.before[number] - mixed[index]) * (1 - (number + 1) / (place.context + 1))
+            elif self.after is not None and 0 <= later < len(self.after):
+                mixed[index] += (self.after[later] - mixed[index]) * ((later + 1) / (len(self.after) + 1))
+        return np.asarray(np.rint(mixed), np.uint8)
 
     # Text
 
@@ -270,7 +290,7 @@ class Film:
         return steps if request.speed is None else shortened(steps, manifest.speeds[request.speed])
 
     def _decoded(self, decoder: Decoder, window: Window, new: Latents) -> Iterator[Pixels]:
-        """The frames of a window's new latents that belong to the result; remembers what the next window needs."""
+        """The frames of a window's new latents; remembers what the next window needs."""
         temporal, place = self.shop.manifest.geometry.temporal, self.layout
         number = window.start + window.given  # the film's latent frame
         at = max(0, temporal * (number - 1) + 1) if number else 0  # and frame
@@ -280,11 +300,8 @@ class Film:
             for offset, frame in enumerate(frames, at):
                 if offset % temporal == 0:
                     self._shown[offset // temporal] = frame
-            begin, end = place.context - at, place.context + place.made - at
-            wanted = frames[max(0, begin) : max(0, end)]
+            yield self._faded(frames[: max(0, self.frames - at)], at)
             at += len(frames)
-            if len(wanted):
-                yield wanted
         for kept in (self._made, self._shown):
             for old in [key for key in kept if key < window.end - place.window]:
                 del kept[old]

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from kinograph.engines import open_device
 from kinograph.errors import BundleError, RequestError, UsageError
 from kinograph.manifest import Manifest
-from kinograph.runtime.clip import Clip, Ends
+from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
 from kinograph.runtime.events import Event, FramesDecoded, WindowDone
 from kinograph.runtime.film import Film, Workshop
@@ -177,27 +178,27 @@ class Pipeline:
         tail, count = before.last(overlap)
         head, following = after.first(max(temporal, overlap - 1))
         back = bridge(request, self.bundle.manifest) if request.loop else None
+        film = Film(shop, request, tail, head)
         total = count + made + following + (int(back.num_frames or 0) if back else 0)
         shown = 0
-        for frame in before:
+        for frame in islice(before, count - film.layout.context):
             yield FramesDecoded(frame[None], shown, total)
             shown += 1
-        ends = Ends(overlap, max(temporal, overlap - 1))
-        for event in Film(shop, request, tail, head).run(done):
+        # A loop has no first frame: what it begins with comes at its end, where the way back has led to it.
+        middle = Middle(max(temporal, overlap - 1), overlap) if back else Middle(0, 0)
+        for event in film.run(done):
+            if not isinstance(event, np.ndarray):
+                yield event
+            elif frames := middle.push(event):
+                yield FramesDecoded(np.stack(frames), shown, total)
+                shown += len(frames)
+        for event in Film(shop, back, middle.tail, middle.head).run() if back else ():
             if isinstance(event, np.ndarray):
-                ends.see(event)
                 yield FramesDecoded(event, shown, total)
                 shown += len(event)
-            else:
+            elif not isinstance(event, WindowDone):
                 yield event
-        if back is not None:
-            for event in Film(shop, back, ends.tail, ends.head).run():
-                if isinstance(event, np.ndarray):
-                    yield FramesDecoded(event, shown, total)
-                    shown += len(event)
-                elif not isinstance(event, WindowDone):
-                    yield event
-        for frame in after:
+        for frame in islice(after, 0 if head is None else len(head), None):
             yield FramesDecoded(frame[None], shown, total)
             shown += 1
 

@@ -251,6 +251,10 @@ def _image_problems(request: Request, manifest: Manifest) -> list[str]:
     ]
     if request.loop and (request.before is not None or request.after is not None):
         problems.append("a loop leads back to its own beginning, so it cannot be given other films. Leave out --loop")
+    overlap, temporal = request.overlap or 1, manifest.geometry.temporal
+    least = 1 + temporal * (-(-(overlap + max(temporal, overlap - 1)) // temporal))
+    if request.loop and count < least:
+        problems.append(f"a loop of {count} frames is too short to lead back; nearest: {least}. Use --frames {least}")
     if manifest.conditioning.kind == "channels" and (request.images or request.after is not None or request.loop):
         problems.append(f"{manifest.name} takes a first frame, and nothing later. Give one --image, or --extend")
     return problems

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kinograph.errors import RequestError
-from kinograph.runtime.clip import Clip, Ends, read_clip
+from kinograph.runtime.clip import Clip, Middle, read_clip
 from kinograph.runtime.video import VideoWriter
 
 SIZE = {"width": 64, "height": 48}
@@ -75,10 +75,17 @@ def test_ends_are_kept_and_counted(film: Path) -> None:
     assert (len(tail), len(head), count, again) == (5, 4, 16, 16)
     assert tail[-1].mean() > head[-1].mean()
     assert Clip(None, 64, 48, 8, "crop").last(5) == (None, 0)
-    ends = Ends(5, 4)
-    for start in range(0, 16, 3):
-        ends.see(ramp(16)[start : start + 3])
-    assert np.array_equal(ends.tail, ramp(16)[-5:]) and np.array_equal(ends.head, ramp(16)[:4])
+
+
+@pytest.mark.parametrize(("head", "tail"), [(0, 0), (4, 5), (0, 5), (4, 0)])
+@pytest.mark.parametrize("step", [1, 3, 16])
+def test_the_middle_goes_by(head: int, tail: int, step: int) -> None:
+    middle, passed = Middle(head, tail), []
+    for start in range(0, 16, step):
+        passed += middle.push(ramp(16)[start : start + step])
+    assert np.array_equal(np.stack(passed), ramp(16)[head : 16 - tail])
+    assert not head or np.array_equal(middle.head, ramp(16)[:head])
+    assert not tail or np.array_equal(middle.tail, ramp(16)[16 - tail :])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a film", b"\x00\x00\x00\x18ftypmp42" + bytes(200)])

@@ -1,0 +1,296 @@
+"""What the starter does beyond text: pictures, films continued and joined, a minute, prompts in time, going on.
+
+    python benchmarks/capabilities.py [--bundle starter/bundle] [--only NAME ...] [--cases 100] [--sheets FOLDER]
+
+Films that are given are true renders of held-out scenes; what comes out is judged by the starter's own judge. A seam is
+measured as the change from one frame to the next at the join over the median of its neighbours' changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import kinograph
+from kinograph import Cue, FramesDecoded, Request
+from kinograph.runtime.codec import decode, encode
+from kinograph.runtime.image import contact_sheet, png_bytes
+from kinograph.runtime.video import VideoWriter
+from kinograph.starter import drawing, world
+from kinograph.starter.captions import main_caption
+from kinograph.starter.judge import judge
+from kinograph.starter.measures import decibels, matched
+
+SMOOTH = 1.5  # times its neighbours' change, up to which a join is not a cut
+NEIGHBOURS = 4  # frames on either side of a join
+STEADY = ("stays", "bounces", "circles")  # motions that can go on for as long as one likes
+SIDE, FRAMES, FPS = 64, 17, 8
+
+
+class Studio:
+    """A pipeline, a folder for films, and where sheets go."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.pipe = kinograph.load(options.bundle, device="cpu", variant=options.variant)
+        self.folder = Path(tempfile.mkdtemp(prefix="capabilities-"))
+
+    def make(self, prompt: str, **fields: Any) -> np.ndarray:
+        request = Request(prompt=prompt, speed=self.options.speed, **fields)
+        return np.concatenate([e.frames for e in self.pipe.run(request) if isinstance(e, FramesDecoded)])
+
+    def film(self, frames: np.ndarray, name: str) -> str:
+        """A film file of these frames, all but lossless."""
+        path = self.folder / f"{name}.mkv"
+        with VideoWriter(path, width=SIDE, height=SIDE, fps=FPS, force=True) as writer:
+            writer.write(frames)
+        return str(path)
+
+    def sheet(self, name: str, frames: np.ndarray, rows: int = 1) -> None:
+        if self.options.sheets:
+            folder = Path(self.options.sheets)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.png").write_bytes(png_bytes(contact_sheet(frames, 12, rows)))
+
+
+def scenes(count: int, motions: tuple[str, ...], seed: int) -> Iterator[world.Scene]:
+    """Held-out scenes of one large subject with one of these motions."""
+    rng = np.random.default_rng(seed)
+    while count:
+        scene = world.sample(rng, evaluation=True, kind="single")
+        if scene.actors[0].motion in motions and scene.actors[0].size == "large":
+            yield scene
+            count -= 1
+
+
+def seam(frames: np.ndarray, join: int) -> float:
+    """The change into frame `join` over the median of its neighbours' changes."""
+    changes = np.abs(np.diff(frames.astype(np.float64), axis=0)).mean((1, 2, 3))
+    around = [*range(max(0, join - 1 - NEIGHBOURS), join - 1), *range(join, min(len(changes), join + NEIGHBOURS))]
+    return float(changes[join - 1] / max(np.median(changes[around]), 0.5))
+
+
+def kept(scene: world.Scene, frames: np.ndarray) -> tuple[bool, bool]:
+    """Whether these frames show the scene's subject, and in its colour."""
+    found = matched(scene, judge(frames))[0]
+    actor = scene.actors[0]
+    return (found is not None and found.subject == actor.subject, found is not None and found.colour == actor.colour)
+
+
+def share(values: list[Any]) -> float:
+    return round(100 * float(np.mean([float(v) for v in values])), 1)
+
+
+def image(studio: Studio) -> dict[str, Any]:
+    """From a first frame: a true one, and drawings that are not of this world."""
+    pipe, geometry = studio.pipe, studio.pipe.bundle.manifest.geometry
+    engines = {n: pipe.device.open(pipe.bundle, n, "fp32") for n in pipe.bundle.manifest.components if "coder_" in n}
+
+    def through(frame: np.ndarray) -> np.ndarray:
+        axes = {"H": SIDE // geometry.spatial, "W": SIDE // geometry.spatial}
+        chunk = [(frame[None], np.ones(1, np.float32))]
+        latents = next(encode(pipe.device, engines["encoder_first"], engines["encoder_next"], chunk, axes))
+        return next(decode(pipe.device, engines["decoder_first"], engines["decoder_next"], latents))[0]
+
+    direction = ("left", "right", "up", "down", "up left", "up right", "down left", "down right")
+    faithful, followed, sheet = [], [], []
+    for number, scene in enumerate(scenes(studio.options.cases, direction, 71)):
+        first = drawing.render(scene)[0]
+        path = studio.folder / "first.png"
+        Image.fromarray(first).save(path)
+        frames = studio.make(main_caption(scene), seed=number, image=str(path))
+        faithful.append(decibels(frames[:1], through(first)[None]))
+        found = matched(scene, judge(frames))[0]
+        followed.append(found is not None and found.motion == scene.actors[0].motion)
+        sheet += [*frames[:: FRAMES // 4]][:4] if number < 9 else []
+    studio.sheet("image", np.stack(sheet), 3)
+    drawn = []
+    for number in range(10):
+        picture = Image.new("RGB", (160, 120), (30 * number % 200, 90, 160))
+        pen = ImageDraw.Draw(picture)
+        pen.polygon([(20 + 4 * number, 90), (60, 20), (110, 100)], fill=(240, 200 - 10 * number, 40), outline=(0, 0, 0))
+        pen.line([(0, 110), (160, 100)], fill=(255, 255, 255), width=3)
+        path = studio.folder / "drawn.png"
+        picture.save(path)
+        frames = studio.make(
+            "a large yellow triangle moves right over the sea, flat style", seed=number, image=str(path)
+        )
+        drawn.append(decibels(frames[:1], through(_fitted(picture))[None]))
+    return {
+        "frame 0 against encoded-decoded, dB": round(min(faithful), 1),
+        "the same of drawings, dB": round(min(drawn), 1),
+        "motion followed, %": share(followed),
+        "cases": len(followed),
+    }
+
+
+def _fitted(picture: Image.Image) -> np.ndarray:
+    from kinograph.runtime.conditioning import fit
+
+    return fit(np.asarray(picture), SIDE, SIDE, resample=Image.Resampling.LANCZOS)
+
+
+def extension(studio: Studio) -> dict[str, Any]:
+    """Films continued by four seconds, and led up to by four."""
+    results: dict[str, Any] = {}
+    for name, field in (("after", "before"), ("before", "after")):
+        seams, subjects, colours, goes_on, sheet = [], [], [], [], []
+        for number, scene in enumerate(scenes(studio.options.cases, STEADY, 72)):
+            clip = drawing.render(scene)
+            path = studio.film(clip, "clip")
+            count = 32 if field == "before" else 33
+            frames = studio.make(main_caption(scene), seed=number, num_frames=count, **{field: path})
+            join = FRAMES if field == "before" else count
+            seams.append(seam(frames, join) <= SMOOTH)
+            made = frames[FRAMES:] if field == "before" else frames[:count]
+            subject, colour = kept(scene, made[-FRAMES:] if field == "before" else made[:FRAMES])
+            subjects.append(subject)
+            colours.append(colour)
+            found = matched(scene, judge(made[:FRAMES] if field == "before" else made[-FRAMES:]))[0]
+            still = found is None or float(np.ptp(found.path[:, :2], axis=0).max()) < 0.08
+            goes_on.append(still == (scene.actors[0].motion == "stays"))
+            sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
+        studio.sheet(f"extension-{name}", np.stack(sheet), 6)
+        results |= {
+            f"{name}: no cut, %": share(seams),
+            f"{name}: subject kept, %": share(subjects),
+            f"{name}: colour kept, %": share(colours),
+            f"{name}: motion goes on, %": share(goes_on),
+        }
+    return results | {"cases": studio.options.cases}
+
+
+def join(studio: Studio) -> dict[str, Any]:
+    """Two films of one subject joined, and videos led back to their beginning."""
+    smooth, loops, sheet = [], [], []
+    count = max(1, studio.options.cases // 2)
+    for number, scene in enumerate(scenes(count, STEADY, 73)):
+        clip = drawing.render(scene)
+        path = studio.film(clip, "clip")
+        frames = studio.make(main_caption(scene), seed=number, before=path, after=path)
+        made = len(frames) - 2 * FRAMES
+        smooth.append(max(seam(frames, FRAMES), seam(frames, FRAMES + made)) <= SMOOTH)
+        looped = studio.make(main_caption(scene), seed=number, loop=True)
+        twice = np.concatenate([looped, looped])
+        loops.append(seam(twice, len(looped)) <= SMOOTH)
+        sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
+    studio.sheet("join", np.stack(sheet), 6)
+    return {"joined without a cut, %": share(smooth), "loop closed without a cut, %": share(loops), "cases": count}
+
+
+def minute(studio: Studio) -> dict[str, Any]:
+    """A minute beside four seconds: memory, time, and whether the end shows what the beginning showed."""
+    runs = {}
+    for seconds in (4, 30, 60):
+        command = [sys.executable, "-m", "kinograph", "generate", studio.options.bundle, "--json", "--force"]
+        prompt = "a large red ball bounces on a plain navy background, flat style"
+        output = studio.folder / "long.mp4"
+        told = subprocess.run(
+            [*command, prompt, "--seconds", str(seconds), "-o", output], capture_output=True, check=True
+        )
+        stages = json.loads(told.stdout)["stages"]
+        runs[seconds] = (max(s["peak_bytes"] for s in stages), sum(s["seconds"] for s in stages if s["name"] == "film"))
+    same, drift, sheet = [], [], []
+    for number, scene in enumerate(scenes(min(20, studio.options.cases), STEADY, 74)):
+        frames = studio.make(main_caption(scene), seed=number, num_frames=60 * FPS + 1)
+        early, late = judge(frames[:FRAMES]), judge(frames[-FRAMES:])
+        one, other = (matched(scene, verdict)[0] for verdict in (early, late))
+        same.append(
+            one is not None and other is not None and (one.subject, one.colour) == (other.subject, other.colour)
+        )
+        drift.append(float(np.abs(_border(frames[:FRAMES]) - _border(frames[-FRAMES:])).max()))
+        sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 8 else []
+    studio.sheet("minute", np.stack(sheet), 8)
+    return {
+        "peak memory over that of 4 s": round(runs[60][0] / runs[4][0], 3),
+        "time of 60 s over that of 30 s": round(runs[60][1] / runs[30][1], 2),
+        "seconds of work for a minute": round(runs[60][1], 1),
+        "subject and colour as at the beginning, %": share(same),
+        "drift of the background, levels of 255, median": round(float(np.median(drift)), 1),
+        "drift of the background, worst": round(max(drift), 1),
+        "cases": len(same),
+    }
+
+
+def _border(frames: np.ndarray) -> np.ndarray:
+    """The median colour along the picture's border, RGB."""
+    edges = [frames[:, :2], frames[:, -2:], frames[:, :, :2], frames[:, :, -2:]]
+    return np.asarray(np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0))
+
+
+def storyboard(studio: Studio) -> dict[str, Any]:
+    """Three prompts of four seconds each: does every part show its own?"""
+    right, sheet = [], []
+    chosen = list(scenes(3 * max(1, studio.options.cases // 5), STEADY, 75))
+    for number, three in enumerate(zip(chosen[::3], chosen[1::3], chosen[2::3], strict=True)):
+        cues = tuple(Cue(4.0 * i, main_caption(scene)) for i, scene in enumerate(three) if i)
+        frames = studio.make(main_caption(three[0]), cues=cues, num_frames=12 * FPS + 1, seed=number)
+        for part, scene in enumerate(three):
+            right.append(all(kept(scene, frames[32 * part + 15 : 32 * part + 32])))
+        sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
+    studio.sheet("storyboard", np.stack(sheet), 6)
+    return {"parts that show their own prompt, %": share(right), "cases": len(right)}
+
+
+def resume(studio: Studio) -> dict[str, Any]:
+    """Killed at random moments and resumed: are the latents those of an uninterrupted run?"""
+    prompt = "a large red ball bounces on a plain navy background, flat style"
+    command = [sys.executable, "-m", "kinograph", "generate", studio.options.bundle, prompt, "--seconds", "20", "-q"]
+    whole = studio.folder / "whole.safetensors"
+    begun = time.perf_counter()
+    subprocess.run([*command, "-o", studio.folder / "whole.mp4", "--latents", whole], check=True, capture_output=True)
+    took, same = time.perf_counter() - begun, []
+    rng = random.Random(0)
+    for number in range(20):
+        kept_in = studio.folder / f"killed-{number}.safetensors"
+        again = [*command, "-o", studio.folder / f"k{number}.mp4", "--latents", kept_in, "--resume", "--force"]
+        with subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+            time.sleep(rng.uniform(0.2, 0.95) * took)
+            os.kill(running.pid, signal.SIGKILL)
+        subprocess.run(again, check=True, capture_output=True)
+        same.append(kept_in.read_bytes() == whole.read_bytes())
+    return {"the same latents after kill -9, of 20": sum(same)}
+
+
+ALL: dict[str, Callable[[Studio], dict[str, Any]]] = {
+    "image": image,
+    "extension": extension,
+    "join": join,
+    "minute": minute,
+    "storyboard": storyboard,
+    "resume": resume,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", default="starter/bundle")
+    parser.add_argument("--variant", default="fp32")
+    parser.add_argument("--speed")
+    parser.add_argument("--only", nargs="*", choices=list(ALL), default=list(ALL))
+    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--sheets")
+    studio = Studio(parser.parse_args())
+    for name in studio.options.only:
+        began = time.perf_counter()
+        print(name, flush=True)
+        for what, value in ALL[name](studio).items():
+            print(f"  {what}: {value}", flush=True)
+        print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
