@@ -109,6 +109,7 @@ def kinograph() -> None:
 @click.option("--steps", type=int, help="Denoising steps." + _DEFAULT)
 @click.option("--guidance", type=float, help="Guidance scale; 1 is none." + _DEFAULT)
 @click.option("--guidance-2", type=float, help="That of a second expert.  [default: --guidance, or the bundle's]")
+@click.option("-k", "videos", type=click.IntRange(1, 1000), default=1, help="So many videos, with consecutive seeds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, 0 to 2^64 - 1.")
 @click.option("--solver", type=click.Choice(["euler", "unipc", "dpmpp-2m"]), help="Sampler." + _DEFAULT)
 @click.option("--speed", metavar="LEVEL", help="Leave out steps: a speed level of the bundle, such as balanced.")
@@ -122,6 +123,8 @@ def kinograph() -> None:
 @click.option("--extend", metavar="FILE", help="A film that the video continues, and which goes before it in the file.")
 @click.option("--extend-backward", metavar="FILE", help="A film that the video leads to.")
 @click.option("--join", nargs=2, metavar="FILE FILE", help="Two films that the video leads from and to.")
+@click.option("--remix", metavar="FILE", help="A film that is made anew, as the prompt says.")
+@click.option("--strength", type=float, default=0.6, show_default=True, help="How far --remix leaves its film, 0 to 1.")
 @click.option("--loop", is_flag=True, help="Lead the video back to its beginning.")
 @click.option(
     "--fit",
@@ -156,14 +159,18 @@ def generate(words: tuple[str, ...], **options: Any) -> None:
     from kinograph.console.generate import generate as run
 
     with Console(quiet=options["quiet"]) as console:
-        report = run(job, console)
+        reports = run(job, console)
     if options["as_json"]:
-        click.echo(json_text(report))
+        click.echo(json_text(reports[0] if len(reports) == 1 else {"videos": reports}))
         return
-    click.echo(
-        f"{escape(report['output'])}: {report['num_frames']} frames, {report['width']}×{report['height']}, "
-        f"{report['fps']:g} fps, seed {report['seed']}, {sum(stage.seconds for stage in console.stages):.1f} s"
-    )
+    before = 0.0
+    for report in reports:
+        seconds = sum(stage["seconds"] for stage in report["stages"])
+        click.echo(
+            f"{escape(report['output'])}: {report['num_frames']} frames, {report['width']}×{report['height']}, "
+            f"{report['fps']:g} fps, seed {report['seed']}, {seconds - before:.1f} s"
+        )
+        before = seconds
     if options["sheet"]:
         click.echo(f"{escape(os.path.abspath(options['sheet']))}: frames side by side")  # noqa: PTH100
     if options["verbose"]:
@@ -194,13 +201,27 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         speed=options["speed"],
         images=tuple(read_still(one) for one in options["images"]),
         **films_given(options),
+        remix=options["remix"],
+        strength=options["strength"],
         loop=options["loop"],
         fit=options["fit"],
         window=options["window"],
         overlap=options["overlap"],
         cues=read_cues(options["prompts"]),
     )
-    same = ("device", "variant", "seconds", "output", "codec", "sheet", "latents", "resume", "force", "fail_on_blank")
+    same = (
+        "videos",
+        "device",
+        "variant",
+        "seconds",
+        "output",
+        "codec",
+        "sheet",
+        "latents",
+        "resume",
+        "force",
+        "fail_on_blank",
+    )
     return Job(
         request=request,
         bundle=bundle,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 import kinograph
 from kinograph.errors import NumericError, OutputError, RequestError, UsageError
+from kinograph.runtime.clip import Clip
 from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
 from kinograph.runtime.latents import LatentsFile
 from kinograph.runtime.output import check_target, is_folder, write_file
@@ -35,9 +36,13 @@ _BLANK_SPREAD = 2  # 8-bit levels; float noise around one colour rounds to no mo
 
 
 class Job(NamedTuple):
-    """What one `generate` is to do. `seconds` is the time from the first frame to the last, in place of num_frames."""
+    """What one `generate` is to do: `videos` of them, with consecutive seeds.
+
+    `seconds` is the time from the first frame to the last, in place of num_frames.
+    """
 
     request: Request
+    videos: int
     bundle: str | None
     device: str
     variant: str | None
@@ -52,45 +57,73 @@ class Job(NamedTuple):
     keep_metadata: bool
 
 
-def generate(job: Job, console: Console) -> dict[str, Any]:
-    """Make the video and all that lies beside it; returns the report that `--json` prints and the side-car holds.
+def generate(job: Job, console: Console) -> list[dict[str, Any]]:
+    """Make the videos and all that lies beside them; returns for each the report that the side-car holds.
 
     Whatever can be refused without the bundle is refused before it is opened. Raises any KinographError.
     """
     _check_values(job)
-    sidecar = _check_outputs(job)
+    jobs = _of_each_seed(job)
+    sidecars = [_check_outputs(one) for one in jobs]
     console.start_stage("load")
+    reports, rows = [], []
     with kinograph.load(job.bundle, device=job.device, variant=job.variant) as pipe:
-        request = pipe.resolve(_with_frames(job, pipe))
-        metadata = pipe.metadata(request) if job.keep_metadata else {}
-        kept = _latents_file(job, pipe, request)
-        done = kept.resume() if kept and job.resume else None
-        writer = VideoWriter(
-            job.output,
-            width=_known(request.width),
-            height=_known(request.height),
-            fps=_known(request.fps),
-            codec=job.codec,
-            metadata=metadata,
-            force=job.force,
-        )
-        with writer:
-            watched = _Watched()
-            _run(pipe, request, done, writer, watched, kept, console)
-            if watched.blank and job.fail_on_blank:
-                raise NumericError("every frame is the same single colour, so no video was written. Try another --seed")
-            console.start_stage("write")
-        report = _report(job, pipe, request, watched)
+        for one, sidecar in zip(jobs, sidecars, strict=True):
+            report, frames = _make(one, pipe, sidecar, console)
+            reports.append(report)
+            rows.append(frames)
+    if job.sheet is not None:
+        sheet = contact_sheet(np.concatenate(rows), len(rows[0]), len(rows))
+        write_file(job.sheet, png_bytes(sheet), force=job.force)
+    return reports
+
+
+def _of_each_seed(job: Job) -> list[Job]:
+    """The job for every video, with consecutive seeds, which their files are numbered by where they are several."""
+    if job.videos == 1:
+        return [job]
+    if job.latents is not None:
+        raise UsageError("--latents keeps those of one video. Leave it out, or -k")
+    jobs = []
+    for seed in range(job.request.seed, job.request.seed + job.videos):
+        stem, ending = os.path.splitext(job.output.rstrip("/"))  # noqa: PTH122 - may end in a slash
+        slash = "/" if job.output.endswith("/") else ""
+        request = msgspec.structs.replace(job.request, seed=seed)
+        jobs.append(job._replace(request=request, output=f"{stem}-{seed}{ending}{slash}"))
+    return jobs
+
+
+def _make(
+    job: Job, pipe: Pipeline, sidecar: Path | None, console: Console
+) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """One video with its side-car; returns its report and the frames [n, H, W, 3] of a contact sheet."""
+    request = pipe.resolve(_with_frames(job, pipe))
+    metadata = pipe.metadata(request) if job.keep_metadata else {}
+    kept = _latents_file(job, pipe, request)
+    done = kept.resume() if kept and job.resume else None
+    writer = VideoWriter(
+        job.output,
+        width=_known(request.width),
+        height=_known(request.height),
+        fps=_known(request.fps),
+        codec=job.codec,
+        metadata=metadata,
+        force=job.force,
+    )
+    with writer:
+        watched = _Watched()
+        _run(pipe, request, done, writer, watched, kept, console)
+        if watched.blank and job.fail_on_blank:
+            raise NumericError("every frame is the same single colour, so no video was written. Try another --seed")
+        console.start_stage("write")
     if watched.blank:
         console.warn("every frame of the video is the same single colour. Try another prompt, --seed or more --steps")
-    if job.sheet is not None:
-        write_file(job.sheet, png_bytes(contact_sheet(watched.sheet(), _SHEET_COLUMNS)), force=job.force)
     console.end_stage()
-    report["stages"] = [stage._asdict() for stage in console.stages]
+    report = _report(job, pipe, request, watched) | {"stages": [stage._asdict() for stage in console.stages]}
     if sidecar is not None:
         text = json.dumps({**report, "metadata": metadata}, indent=2, ensure_ascii=False)
         write_file(sidecar, text.encode("utf-8", "backslashreplace") + b"\n", force=job.force)
-    return report
+    return report, watched.sheet()
 
 
 class _Watched:
@@ -208,6 +241,11 @@ def _with_frames(job: Job, pipe: Pipeline) -> Request:
 
     One that continues a film has no first frame of its own.
     """
+    if job.seconds is None and job.request.remix is not None and job.request.num_frames is None:
+        resolved = pipe.resolve(job.request)  # as long as the film that it is made from
+        temporal = pipe.bundle.manifest.geometry.temporal
+        count = sum(1 for _ in Clip.of(resolved, resolved.remix))
+        return msgspec.structs.replace(job.request, num_frames=1 + (count - 1) // temporal * temporal)
     if job.seconds is None:
         return job.request
     if job.request.num_frames is not None:

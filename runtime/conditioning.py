@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from kinograph.manifest import Geometry
 from kinograph.runtime import codec
 from kinograph.runtime.windows import Window
 
-__all__ = ["Fit", "Given", "Piece", "encode_piece", "encode_start", "fit", "given_in", "nothing_given"]
+__all__ = ["Fit", "Given", "Original", "Piece", "encode_piece", "encode_start", "fit", "given_in", "nothing_given"]
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
@@ -106,6 +106,54 @@ def encode_start(
     chunks = [(image[None], np.ones(1, np.float32)), *([grey] * (count - 1) if clip else [])]
     engines = [open_engine(name) for name in _ENCODER]
     return np.concatenate(list(codec.encode(device, engines[0], engines[1], chunks, {"H": height, "W": width})), axis=2)
+
+
+class Original:
+    """The latents of a film that another is made from, encoded as far as they are asked for.
+
+    `frames` are its frames uint8 [s·H, s·W, 3]; where they end, the last one stands for those that are missing.
+    """
+
+    def __init__(self, device: Device, open_engine: Open, geometry: Geometry, frames: Iterator[Pixels]) -> None:
+        self._frames, self._temporal = frames, geometry.temporal
+        self._stream = codec.Stream(device, lambda: open_engine(_ENCODER[0]), lambda: open_engine(_ENCODER[1]))
+        self._spatial = geometry.spatial
+        self._latents: dict[int, Latents] = {}
+        self._shown: dict[int, Pixels] = {}  # the last frame of each latent frame
+        self._latest: Pixels | None = None
+        self._start = (device, open_engine)
+
+    def window(self, window: Window) -> Latents:
+        """Normalised latents [1, C, F, H, W] of a window, its first latent frame standing for one frame."""
+        while len(self._shown) == 0 or max(self._shown) < window.start + window.count - 1:
+            self._encode_next()
+        parts = [self._latents[window.start + local] for local in range(window.count)]
+        if window.start:
+            device, open_engine = self._start
+            shape = (1, *parts[0].shape[1:2], 1, *parts[0].shape[3:])
+            image = self._shown[window.start]
+            parts[0] = encode_start(device, open_engine, image, shape, self._temporal, clip=False)
+        for kept in (self._latents, self._shown):
+            for old in [number for number in kept if number < window.start]:
+                del kept[old]
+        return np.concatenate(parts, axis=2)
+
+    def _encode_next(self) -> None:
+        number = 1 + max(self._shown) if self._shown else 0
+        frames = np.stack([self._next() for _ in range(self._temporal if number else 1)])
+        axes = {"H": frames.shape[1] // self._spatial, "W": frames.shape[2] // self._spatial}
+        inputs: dict[str, npt.NDArray[Any]] = {"frames": frames, "given": np.ones(len(frames), np.float32)}
+        self._latents[number] = self._stream.call(inputs, axes)["latents"].read()
+        self._shown[number] = frames[-1]
+
+    def _next(self) -> Pixels:
+        self._latest = next(self._frames, self._latest)
+        if self._latest is None:
+            raise ValueError("a film that another is made from has at least one frame")
+        return self._latest
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _chunks(frames: Pixels, temporal: int) -> Iterator[tuple[Pixels, Latents]]:

@@ -26,17 +26,21 @@ Latents = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run starts from: `noise` [1, C, F, H, W], `text` [B, L, D], what is given, `image` [1, N, D'] or None."""
+    """What a run starts from: `noise` [1, C, F, H, W], `text` [B, L, D], what is given, `image` [1, N, D'] or None.
+
+    `start` [1, C, F, H, W] is the first step's sample where that is not the noise alone.
+    """
 
     noise: Latents
     text: npt.NDArray[np.float32]
     given: Given
     image: npt.NDArray[np.float32] | None = None
+    start: Latents | None = None
 
 
 def load_inputs(binding: Binding, inputs: Inputs) -> None:
     """Write everything that does not change from step to step, but the text, of which a step may have only one row."""
-    binding.write("sample", inputs.noise)
+    binding.write("sample", inputs.noise if inputs.start is None else inputs.start)
     binding.write("noise", inputs.noise)
     binding.write("known", inputs.given.known)
     binding.write("mask", inputs.given.mask)

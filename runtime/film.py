@@ -73,7 +73,14 @@ class Film:
     of them, for that is how all between them looks: a cut from one look to the other would be seen.
     """
 
-    def __init__(self, workshop: Workshop, request: Request, before: Pixels | None, after: Pixels | None) -> None:
+    def __init__(
+        self,
+        workshop: Workshop,
+        request: Request,
+        before: Pixels | None,
+        after: Pixels | None,
+        original: Iterator[Pixels] | None = None,
+    ) -> None:
         self.shop, self.request = workshop, request
         geometry, temporal = workshop.manifest.geometry, workshop.manifest.geometry.temporal
         overlap = int(request.overlap or 1)
@@ -96,6 +103,9 @@ class Film:
         self.windows = plan(place.latents, place.window, place.overlap, place.ending // temporal)
         self.size = (int(request.width or 0), int(request.height or 0))
         self.cells = (self.size[1] // geometry.spatial, self.size[0] // geometry.spatial)
+        self._original = None
+        if original is not None:
+            self._original = conditioning.Original(workshop.device, workshop.engine, geometry, original)
         self._known: dict[int, Latents] = {}
         self._made: dict[int, Latents] = {}  # the last latent frames, by number
         self._shown: dict[int, Pixels] = {}  # the last frame of each of those
@@ -126,7 +136,8 @@ class Film:
                 else:
                     if one:
                         yield StageStarted("denoise")
-                    inputs = Inputs(start, texts(window), *self._conditions(window, shape, tokens))
+                    given, image = self._conditions(window, shape, tokens)
+                    inputs = Inputs(start, texts(window), given, image, self._begun(window, start))
                     latents = yield from self._denoise(inputs, number)
                     new = latents[:, :, window.given : window.kept]
                 if one:
@@ -283,10 +294,21 @@ class Film:
         self.shop.leave_stage()
         return latents
 
+    def _begun(self, window: Window, noise: Latents) -> Latents | None:
+        """The sample that a window of a film made from another begins with, at the first step's noise level."""
+        if self._original is None:
+            return None
+        sigma = np.float32(self._steps()[0].sigma)
+        latents = self._original.window(window)
+        self.shop.leave_stage()
+        return (1 - sigma) * latents + sigma * noise
+
     def _steps(self) -> Sequence[Step]:
         request, manifest = self.request, self.shop.manifest
         solver = msgspec.structs.replace(manifest.solver, name=request.solver or manifest.solver.name)
-        steps = schedule(solver, int(request.num_inference_steps or 0))
+        count = int(request.num_inference_steps or 0)
+        first = 0 if request.remix is None else min(count - 1, count - round(count * request.strength))
+        steps = schedule(solver, count, first)
         return steps if request.speed is None else shortened(steps, manifest.speeds[request.speed])
 
     def _decoded(self, decoder: Decoder, window: Window, new: Latents) -> Iterator[Pixels]:

@@ -178,7 +178,8 @@ class Pipeline:
         tail, count = before.last(overlap)
         head, following = after.first(max(temporal, overlap - 1))
         back = bridge(request, self.bundle.manifest) if request.loop else None
-        film = Film(shop, request, tail, head)
+        original = iter(Clip.of(request, request.remix)) if request.remix is not None else None
+        film = Film(shop, request, tail, head, original)
         total = count + made + following + (int(back.num_frames or 0) if back else 0)
         shown = 0
         for frame in islice(before, count - film.layout.context):

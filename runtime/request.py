@@ -44,8 +44,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     What is given: `image`, the path of a picture that becomes the first frame; `images`, further ones; `before` and
     `after`, films that the video continues and that it leads to, which become part of the result. `num_frames` is then
-    what is made beside them. `fit` says what becomes of pictures of another shape. `loop` leads the video back to its
-    beginning.
+    what is made beside them. `remix` is a film that becomes the video: noise is added up to `strength` of the way, and
+    taken away as `prompt` says. `fit` says what becomes of pictures of another shape. `loop` leads the video back to
+    its beginning.
 
     A video longer than `window` frames (the bundle's default length) is made in windows of that length, each given the
     last `overlap` frames of the one before. `cues` are prompts that follow `prompt`, in the order of their times.
@@ -67,6 +68,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     images: tuple[Still, ...] = ()
     before: str | None = None
     after: str | None = None
+    remix: str | None = None
+    strength: float = 0.6
     loop: bool = False
     fit: Literal["crop", "pad", "stretch"] = "crop"
     window: int | None = None
@@ -251,6 +254,12 @@ def _image_problems(request: Request, manifest: Manifest) -> list[str]:
     ]
     if request.loop and (request.before is not None or request.after is not None):
         problems.append("a loop leads back to its own beginning, so it cannot be given other films. Leave out --loop")
+    if request.remix is not None and (request.before is not None or request.after is not None):
+        problems.append("--remix makes a film anew, so it cannot be continued as well. Leave out --extend and --join")
+    if not 0 < request.strength <= 1:
+        problems.append(f"strength {request.strength}: expected more than 0, up to 1. Use --strength 0.6")
+    if request.remix is not None and request.speed is not None:
+        problems.append("--remix begins within the schedule, which --speed skips steps of. Leave out --speed")
     overlap, temporal = request.overlap or 1, manifest.geometry.temporal
     least = 1 + temporal * (-(-(overlap + max(temporal, overlap - 1)) // temporal))
     if request.loop and count < least:

@@ -57,8 +57,10 @@ _FAMILIES = {
 }
 
 
-def schedule(solver: manifest.Solver, num_inference_steps: int) -> tuple[Step, ...]:
+def schedule(solver: manifest.Solver, num_inference_steps: int, first: int = 0) -> tuple[Step, ...]:
     """The steps of a run, first (most noise) to last (σ = 0), equal to what diffusers' schedulers do.
+
+    A run that begins at a later step than the `first` one, from a sample that has that step's noise, has no history.
 
     Sigmas are float32 numbers, as in diffusers; everything computed from them is float64 until the table is stored.
     Raises RequestError for a number of steps outside 1 … train_timesteps, or so large that two steps of a multistep
@@ -80,10 +82,11 @@ def schedule(solver: manifest.Solver, num_inference_steps: int) -> tuple[Step, .
             f"num_inference_steps is {steps}: with the {solver.name} solver at shift {solver.shift:g}, two steps would "
             f"have the same noise level. {advice} euler solver."
         )
+    sigmas, timesteps = sigmas[first:], timesteps[first:]
     tables = family.coefficients(sigmas, solver)
     for coefficients in tables:
         coefficients.setflags(write=False)
-    return tuple(Step(i, timesteps[i], sigmas[i], sigmas[i + 1], tables[i]) for i in range(steps))
+    return tuple(Step(i, timesteps[i], sigmas[i], sigmas[i + 1], tables[i]) for i in range(len(tables)))
 
 
 def _levels(solver: manifest.Solver, steps: int) -> tuple[list[float], list[float]]:

@@ -81,6 +81,20 @@ def test_a_loop_leads_back(pipe: Pipeline) -> None:
     assert changes[-1] < 4 * np.median(changes) + 4
 
 
+def test_a_film_is_made_anew(pipe: Pipeline, film: Path) -> None:
+    given = np.stack(list(read_clip(film, width=64, height=64, fps=8, how="crop"))).astype(float)
+    green = "a large green ball stays still on a plain navy background, flat style"
+    apart = {}
+    for strength in (0.2, 0.9):
+        made = frames_of(pipe, Request(prompt=green, remix=str(film), strength=strength, num_inference_steps=10))
+        assert len(made) == 17
+        apart[strength] = np.abs(made - given).mean()
+    assert apart[0.2] < apart[0.9] and apart[0.2] < 12
+    request = Request(prompt=green, remix=str(film), strength=0.5, num_frames=41, **QUICK)
+    steps = [event for event in pipe.run(request) if type(event).__name__ == "StepDone"]
+    assert len(steps) == steps[0].total == 2 * 3  # two of four steps, in three windows
+
+
 def test_pictures_come_where_they_are_asked_for(pipe: Pipeline, tmp_path: Path) -> None:
     for name, colour in (("first", (30, 60, 200)), ("last", (220, 40, 40))):
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
@@ -145,6 +159,8 @@ def test_a_run_goes_on_to_the_same_film(pipe: Pipeline) -> None:
         ({"before": "x.mp4", "num_frames": 9}, "4·k frames after a film"),
         ({"before": "none.mp4"}, "none.mp4' cannot be opened"),
         ({"images": (Still("x.png", 17),)}, "x.png@17: the video has frames 0 to 16"),
+        ({"remix": "x.mp4", "strength": 0.0}, "Use --strength 0.6"),
+        ({"remix": "x.mp4", "after": "x.mp4"}, "cannot be continued as well"),
         ({"loop": True, "after": "x.mp4"}, "Leave out --loop"),
         ({"cues": (Cue(2.0, "a"), Cue(1.0, "b"))}, "Put them in order"),
         ({"cues": (Cue(2.0, "ball " * 1000),)}, "tokens"),
@@ -183,6 +199,14 @@ def test_the_command_line(film: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     prompts.write_text("two seconds in, a star\n")
     assert main(["generate", PROMPT, *more, "-o", str(tmp_path / "no.mp4")]) == 2
     assert "line 1: expected a time and a prompt" in capsys.readouterr().err
+    several = ["-k", "2", "--seed", "4", "--steps", "1", "--frames", "5", "-o", str(tmp_path / "k.mp4"), "--json"]
+    assert main(["generate", PROMPT, *several, "--sheet", str(tmp_path / "k.png")]) == 0
+    assert [video["seed"] for video in json.loads(capsys.readouterr().out)["videos"]] == [4, 5]
+    assert (tmp_path / "k-4.mp4").exists() and (tmp_path / "k-5.json").exists() and (tmp_path / "k.png").exists()
+    assert (
+        main(["generate", PROMPT, "--remix", str(film), "--steps", "2", "-o", str(tmp_path / "r.mp4"), "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["num_frames"] == 17
     assert main(["generate", PROMPT, "--join", str(film), str(film), "--extend", str(film)]) == 2
 
 
