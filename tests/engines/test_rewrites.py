@@ -10,6 +10,7 @@ import pytest
 
 from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
+from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 
 Array = npt.NDArray[np.float32]
@@ -84,3 +85,30 @@ def test_bfloat16_graph_runs_in_float32() -> None:
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
     assert np.abs(run(model, {"x": x, "w": w}) - x @ w).max() < TOLERANCE
+
+
+def channel_norm(axes: str = "1", keepdims: int = 1, shape: str = "1,6,2,3,4") -> ir.Model:
+    return ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["" : 23]>
+        g (float[{shape}] x) => (float y) <int64[1] axes = {{{axes}}}> {{
+            y = ReduceL2 <keepdims = {keepdims}> (x, axes)
+        }}"""
+    )
+
+
+@pytest.mark.parametrize("shape", ["1,6,2,3,4", "2,6,3,4", "1,6,T,3,W"])
+def test_a_norm_over_channels_becomes_a_convolution(shape: str) -> None:
+    sizes = [int(size) if size.isdigit() else 5 for size in shape.split(",")]
+    x = {"x": np.random.default_rng(1).normal(size=sizes).astype(np.float32)}
+    expected = run(channel_norm(shape=shape), x)
+    model = channel_norm(shape=shape)
+    channel_norm_to_convolution(model, {})
+    assert operators(model) == ["Mul", "Conv", "Sqrt"]
+    assert np.abs(run(model, x) - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("change", [{"axes": "2"}, {"keepdims": 0}, {"shape": "1,C,2,3,4"}, {"shape": "6,6"}])
+def test_other_norms_stay(change: dict[str, object]) -> None:
+    model = channel_norm(**change)  # type: ignore[arg-type]
+    channel_norm_to_convolution(model, {})
+    assert operators(model) == ["ReduceL2"]

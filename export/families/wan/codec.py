@@ -214,6 +214,10 @@ def _duplicate(up: Any, x: Tensor, first: bool) -> Tensor:
     """Wan 2.2's shortcut upwards: channels repeated, then moved into time and space."""
     _, _, frames, height, width = x.shape
     t, s = up.factor_t, up.factor_s
+    if up.repeats == t * s * s:  # every channel is only repeated, in all directions
+        x = x[0].unsqueeze(2).expand(-1, -1, t, -1, -1).reshape(up.out_channels, frames * t, height, width)
+        x = F.interpolate(x.float(), scale_factor=float(s), mode="nearest").to(x.dtype).unsqueeze(0)
+        return x[:, :, t - 1 :] if first else x
     x = x[0].unsqueeze(1).expand(-1, up.repeats, -1, -1, -1)
     x = x.reshape(up.out_channels, t, s, s, frames, height, width).permute(0, 4, 1, 5, 2, 6, 3)
     x = x.reshape(1, up.out_channels, frames * t, height * s, width * s)
