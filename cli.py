@@ -363,6 +363,42 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
 
 @kinograph.command()
 @click.argument("bundle", required=False)
+@click.option(
+    "--sm",
+    "capabilities",
+    type=int,
+    multiple=True,
+    required=True,
+    help="Compute capability of the GPU, such as 89 for Ada; may be given again.",
+)
+@click.option("-o", "--output", default="engines", show_default=True, metavar="FOLDER", help="Where the engines go.")
+@click.option("--variant", help="Precision, such as bf16 or int8.  [default: bf16, fp16 or fp32, as there is]")
+@click.option("--size", metavar="WxH", callback=_size, help="Size of the videos in pixels." + _DEFAULT)
+@click.option("--frames", "num_frames", type=int, help="Number of frames, or of a window's." + _DEFAULT)
+@_force_option
+@_json_option
+@_quiet_option
+def build(bundle: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Build TensorRT engines of BUNDLE for GPUs that need not be here. Needs kinograph[tensorrt]."""
+    from kinograph.console.build import BuildJob
+    from kinograph.console.build import build as run
+
+    width, height = options.pop("size") or (None, None)
+    with Console(quiet=quiet) as console:
+        built = run(BuildJob(bundle=bundle, width=width, height=height, **options), console)
+    text = json_text({"engines": built})
+    index = Path(options["output"]) / "engines.json"
+    index.write_text(text + "\n", "utf-8")
+    if as_json:
+        click.echo(text)
+        return
+    for engine in built:
+        click.echo(f"{escape(engine['file'])}: {engine['bytes'] / 1e6:.1f} MB")
+    click.echo(f"{escape(str(index))}: sizes, hashes, and what they were built from, with {built[0]['builder']}")
+
+
+@kinograph.command()
+@click.argument("bundle", required=False)
 @_json_option
 @_quiet_option
 def inspect(bundle: str | None, as_json: bool, quiet: bool) -> None:

@@ -20,7 +20,8 @@ import onnxruntime as ort
 
 from kinograph.engines.host import NUMPY_DTYPES, HostBuffer
 from kinograph.engines.rewrites import CPU_REWRITES
-from kinograph.errors import BundleError, EngineError, MemoryLimitError, UsageError
+from kinograph.engines.weights import map_weights
+from kinograph.errors import EngineError, MemoryLimitError, UsageError
 
 if TYPE_CHECKING:
     from kinograph.engines.protocol import Array, Buffer, Contents
@@ -30,6 +31,7 @@ __all__ = ["OrtDevice"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
+_BFLOAT16 = ir.DataType.BFLOAT16.numpy()
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -76,7 +78,7 @@ class OrtEngine:
     def __init__(self, bundle: Contents, component: str, variant: Variant, threads: int) -> None:
         self.component = component
         model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
-        weights = _map_weights(model, bundle, variant)
+        weights = _widened(map_weights(model, bundle, variant))
         for rewrite in CPU_REWRITES:
             rewrite(model, weights)
         for name, array in weights.items():
@@ -137,27 +139,12 @@ class OrtEngine:
         self._weights = {}
 
 
-def _map_weights(model: ir.Model, bundle: Contents, variant: Variant) -> dict[str, Array]:
-    """Arrays over the verified weight files, by initializer name; the initializers become placeholders.
-
-    bfloat16 weights are float32 in the result: the CPU computes with those.
-    """
-    files = {os.path.basename(path): bundle.map(path) for path in variant.weights}  # noqa: PTH119
-    weights: dict[str, Array] = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        if tensor.location not in files:
-            raise BundleError(f"{variant.graph} reads {tensor.location!r}, which its manifest entry does not list")
-        start = tensor.offset or 0
-        data = files[str(tensor.location)][start : start + int(tensor.length or 0)]
-        shape = tuple(tensor.shape.numpy())
-        if tensor.dtype == ir.DataType.BFLOAT16:
-            weights[name] = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-        else:
-            weights[name] = data.view(tensor.dtype.numpy()).reshape(shape)
-    return weights
+def _widened(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights with bfloat16 as float32: the CPU computes with those."""
+    return {
+        name: (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if array.dtype == _BFLOAT16 else array
+        for name, array in weights.items()
+    }
 
 
 def _set_placeholder(value: ir.Value, array: Array) -> None:

@@ -225,6 +225,7 @@ def _clean(model: ir.Model) -> None:
     for step in (
         IdentityEliminationPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        _fold_axes,
         DeduplicateInitializersPass(size_limit=1024),
         CommonSubexpressionEliminationPass(),
         RemoveUnusedNodesPass(),
@@ -235,6 +236,19 @@ def _clean(model: ir.Model) -> None:
         step(model)
     model.producer_name = "kinograph"
     model.producer_version = None
+
+
+def _fold_axes(model: ir.Model) -> None:
+    """Give every reduction its axes as the constant that they are, which TensorRT asks for.
+
+    The exporter reshapes a list of axes to a list.
+    """
+    for node in model.graph:
+        axes = node.inputs[1] if node.op_type.startswith("Reduce") and len(node.inputs) > 1 else None
+        reshape = axes.producer() if axes is not None else None
+        constant = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None
+        if constant is not None and constant.const_value is not None and len(constant.const_value.shape) == 1:
+            node.replace_input_with(1, constant)
 
 
 def _fold_weight_transposes(model: ir.Model) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.engines.protocol import Device, Engine
-from kinograph.manifest import resolve_shape
+from kinograph.manifest import Tensor, resolve_shape
 from kinograph.runtime.binding import Binding
 
-__all__ = ["Decoder", "Stream", "decode", "encode", "latent_chunks", "stream"]
+__all__ = ["Decoder", "Stream", "decode", "encode", "latent_chunks", "latents_per_call", "stream"]
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
@@ -105,11 +105,16 @@ def latent_chunks(following: Engine, latents: Latents, *, first: bool = True) ->
     """
     _, _, count, height, width = latents.shape
     axes = {"H": height, "W": width}
-    shape = resolve_shape(following.outputs["frames"].shape, axes | {"F": 1})
-    several = max(1, _PIXELS // math.prod(shape[:3]))
+    several = latents_per_call(following.outputs["frames"], height, width)
     bounds = [0, *range(1, count, several), count] if first else [*range(0, count, several), count]
     for start, end in pairwise(bounds):
         yield {"latents": np.ascontiguousarray(latents[:, :, start:end])}, axes | {"F": end - start}
+
+
+def latents_per_call(frames: Tensor, height: int, width: int) -> int:
+    """How many latent frames of this latent size are decoded in one call; `frames` is the decoder's declared output."""
+    shape = resolve_shape(frames.shape, {"F": 1, "H": height, "W": width})
+    return max(1, _PIXELS // math.prod(shape[:3]))
 
 
 def encode(

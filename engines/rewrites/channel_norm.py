@@ -36,9 +36,6 @@ def channel_norm_to_convolution(model: ir.Model, weights: MutableMapping[str, An
 def _over_channels(node: ir.Node) -> bool:
     keeps = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
     axes = node.inputs[1] if len(node.inputs) > 1 else None
-    producer = axes.producer() if axes is not None else None
-    if producer is not None and producer.op_type == "Reshape":  # how PyTorch's exporter makes a list of one number
-        axes = producer.inputs[0]
     tensor = axes.const_value if axes is not None else None
     return keeps == 1 and tensor is not None and tensor.numpy().reshape(-1).tolist() == [_CHANNELS]
 

@@ -58,8 +58,8 @@ class WanDecoder(_Codec):
 
     def forward(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, ...]:
         pixels, future = self.decode(latents, state)
-        frames = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return frames[0].permute(1, 2, 3, 0), *future
+        frames = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round()
+        return frames[0].permute(1, 2, 3, 0).to(torch.uint8), *future  # last: TensorRT has uint8 at the edges alone
 
     def decode(self, latents: Tensor, state: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """Pixels [1, 3, T, s·H, s·W] float32, in [-1, 1] but for what the VAE overshoots, and the next state."""

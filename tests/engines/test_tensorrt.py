@@ -1,0 +1,80 @@
+"""Ahead-of-time TensorRT engines: every component of the starter builds, without a GPU, for GPUs that are not there."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from kinograph.bundle import Bundle
+from kinograph.engines import tensorrt
+from kinograph.engines.rewrites.symmetric import affine_to_symmetric, biases_to_float
+from kinograph.errors import MissingExtraError, UsageError
+from kinograph.runtime.locate import open_bundle
+
+AXES = {"B": (1, 2), "L": (1, 40), "F": (5, 5), "H": (8, 8), "W": (8, 8)}
+CODEC = AXES | {"F": (1, 4)}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    with open_bundle(None) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "step", "encoder_first", "decoder_first", "decoder_next"])
+def test_every_component_builds(bundle: Bundle, component: str) -> None:
+    axes = CODEC if "coder_" in component else AXES
+    plan = tensorrt.build(bundle, component, "fp32", capability=89, axes=axes)
+    assert len(plan) > 1_000_000
+
+
+@pytest.mark.parametrize("capability", [86, 120])
+def test_it_builds_for_other_generations(bundle: Bundle, capability: int) -> None:
+    assert capability in tensorrt.capabilities()
+    assert tensorrt.build(bundle, "decoder_first", "fp32", capability=capability, axes=CODEC)
+
+
+def test_what_cannot_be_built_is_said(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"capability 70 cannot be built for; expected one of: 75, 80, 86, 89"):
+        tensorrt.build(bundle, "step", "fp32", capability=70, axes=AXES)
+    with pytest.raises(UsageError, match="no variant 'fp8'"):
+        tensorrt.build(bundle, "step", "fp8", capability=89, axes=AXES)
+
+
+def test_without_tensorrt_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "_MODULES", ("no_such_module",))
+    with pytest.raises(MissingExtraError, match=r"kinograph\[tensorrt\]"):
+        tensorrt.builder_version()
+
+
+def test_affine_activations_become_symmetric() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["" : 23]>
+        g (float[4,16] x) => (float[4,16] y) <float scale = {0.02}, uint8 zero = {100}> {
+            q = QuantizeLinear (x, scale, zero)
+            y = DequantizeLinear (q, scale, zero)
+        }"""
+    )
+    x = np.random.default_rng(0).uniform(-2.0, 3.1, (4, 16)).astype(np.float32)
+    affine_to_symmetric(model, {})
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    step = 155 * 0.02 / 127
+    assert np.abs(session.run(None, {"x": x})[0] - x).max() <= step / 2 + 1e-6
+    assert {str(node.inputs[2].dtype) for node in model.graph} == {"INT8"}
+
+
+def test_dequantised_biases_become_float() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["" : 23]>
+        g (float[3] x) => (float[3] y) <int32[3] steps = {100, -7, 0}, float[3] scale = {0.5, 0.25, 1.0}> {
+            bias = DequantizeLinear <axis = 0> (steps, scale)
+            y = Add (x, bias)
+        }"""
+    )
+    biases_to_float(model, {})
+    assert [node.op_type for node in model.graph] == ["Add"]
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.zeros(3, np.float32)})[0].tolist() == [50.0, -1.75, 0.0]
