@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from kinograph.calibration import CalibrationOptions, Progress
-from kinograph.calibration.loop import Experts, Loop, Moment, Start
+from kinograph.calibration.draft import VariantDraft
+from kinograph.calibration.loop import FLOAT, Experts, Loop, Moment, Start
 from kinograph.calibration.numerics import signal_to_noise
 from kinograph.calibration.quality import Bars, psnr, ssim
-from kinograph.calibration.work import FLOAT, Work, trial
+from kinograph.calibration.work import Work
 from kinograph.engines.protocol import Contents, Engine
 from kinograph.manifest import Manifest, Quality
 from kinograph.runtime.codec import decode
@@ -46,13 +46,14 @@ class Layer:
 class Report:
     """What was made: `velocity_db` and the control's by timestep, over all videos compared; sizes in bytes of weights.
 
-    Times are medians in seconds, of the float and of the quantised variant.
+    `text_db` is the signal-to-noise ratio of embedded prompts, None where the text encoder stays as it is. Times are medians in seconds, of the float and of the quantised variant.
     """
 
     variant: str
     quality: Quality
     velocity_db: dict[float, float]
     control_db: dict[float, float]
+    text_db: float | None
     layers: list[Layer]
     bytes_before: int
     bytes_after: int
@@ -62,28 +63,26 @@ class Report:
 
 def compare(
     loop: Loop,
-    steps: Mapping[str, Work],
-    decoder: Mapping[str, Work],
-    starts: Sequence[Start],
-    moments: Sequence[Moment],
+    work: Mapping[str, Work],
+    drafts: tuple[VariantDraft, VariantDraft],
+    starts: tuple[Sequence[Start], Sequence[Start]],
     options: CalibrationOptions,
     progress: Progress,
 ) -> tuple[Report, list[tuple[Frames, Frames]]]:
-    """Hold what the work amounts to against the float graphs: every step of `moments`, and videos of `starts`.
+    """Hold a variant against the float graphs: every step of runs, and videos.
 
-    Also returns the videos, by the float graphs and by the quantised ones.
+    `drafts` are the variant and its control; `starts` the same prompts and noise, embedded by the float text encoder
+    and by the variant's. Also returns the videos, by the float graphs and by the variant.
     """
-    work = {**steps, **decoder}
-    models = {name: own.model() for name, own in work.items()}
-    quantised = trial(loop.bundle, models)
-    control = trial(loop.bundle, {name: own.control_model() for name, own in steps.items()})
+    quantised, control = (one.trial(loop.bundle) for one in drafts)
+    moments = loop.reference(starts[0], progress)
     velocity = _velocities(loop, quantised, moments)
     control_db = _velocities(loop, control, moments)
     pairs = []
     with _videos(loop, loop.bundle) as before, _videos(loop, quantised) as after:
-        for number, start in enumerate(starts, 1):
-            pairs.append((before.make(start), after.make(start)))
-            progress("compare", number, len(starts))
+        for number, (start, other) in enumerate(zip(*starts, strict=True), 1):
+            pairs.append((before.make(start), after.make(other)))
+            progress("compare", number, len(starts[0]))
     bars = Bars()
     figures = {
         "velocity_db": min(velocity.values()),
@@ -97,9 +96,10 @@ def compare(
         quality=quality,
         velocity_db=velocity,
         control_db=control_db,
+        text_db=_text_db(*starts) if "text_encoder" in work else None,
         layers=[layer for name, own in work.items() for layer in _layers(name, own)],
         bytes_before=_float_bytes(loop.bundle.manifest, work),
-        bytes_after=_bytes(models.values()),
+        bytes_after=drafts[0].bytes,
         step_seconds=(before.step_seconds, after.step_seconds),
         decode_seconds=(before.decode_seconds, after.decode_seconds),
     )
@@ -170,15 +170,9 @@ def _float_bytes(manifest: Manifest, components: Iterable[str]) -> int:
     return sum(manifest.files[path].size for path in paths)
 
 
-def _bytes(models: Iterable[ir.Model]) -> int:
-    """Of all weights; graphs of one component share those of one name."""
-    sizes = {
-        name: int(value.const_value.nbytes)
-        for model in models
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-    }
-    return sum(sizes.values())
+def _text_db(starts: Sequence[Start], others: Sequence[Start]) -> float:
+    text, other = (np.stack([start.text for start in some]) for some in (starts, others))
+    return signal_to_noise(text, other)
 
 
 def why_not(report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ from kinograph.calibration.collect import watched
 from kinograph.calibration.compare import Report, compare, why_not
 from kinograph.calibration.html import page
 from kinograph.calibration.layers import open_graph
-from kinograph.calibration.loop import DECODER, Experts, Loop, Moment, Start
+from kinograph.calibration.draft import draft
+from kinograph.calibration.loop import DECODER, FLOAT, Experts, Loop, Moment, Start
 from kinograph.calibration.numerics import signal_to_noise
-from kinograph.calibration.work import FLOAT, Work, best_precision, choose, trial
+from kinograph.calibration.work import Work, best_precision, choose, trial
 from kinograph.calibration.write import write
 from kinograph.engines import open_device
 from kinograph.errors import NumericError, RequestError, UsageError
@@ -45,14 +47,16 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
         loop = Loop(bundle, device)
         prompts = _prompts(bundle, options)
         runs = min(options.runs, 2 * len(prompts) // 3)  # where there are few, the rest is to compare with
-        starts = loop.starts(prompts[: runs + options.videos], best_precision(bundle.manifest, "text_encoder"))
+        prompts = prompts[: runs + options.videos]
+        text = best_precision(bundle.manifest, "text_encoder")
+        starts = list(loop.starts(prompts, bundle, text))
         seen, compared = starts[:runs], starts[runs:]
         steps, latents = _look(loop, seen, progress)
         decoder = _look_at_decoder(loop, latents, progress)
         for own in (*steps.values(), *decoder.values()):
             own.plan()
         if options.scan:
-            moments = _moments(loop, seen[:2], progress)
+            moments = loop.reference(seen[:2], progress)
             for component, own in steps.items():
                 _scan(
                     loop, component, own, [m for m in moments if loop.expert(m.step).component == component], progress
@@ -62,10 +66,17 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
             own.chosen = choose(own, _VELOCITY_DB)
         for own in decoder.values():
             own.chosen = choose(own, _FRAMES_DB)
-        report, videos = compare(loop, steps, decoder, compared, _moments(loop, compared, progress), options, progress)
-        if not report.quality.passed and not options.force:
-            raise NumericError(why_not(report))
-        write(bundle, path, steps | decoder, report, page(bundle.manifest.name, report, videos), progress)
+        work = steps | decoder
+        if text == FLOAT:
+            work["text_encoder"] = Work.on_weights(open_graph(bundle, "text_encoder", FLOAT))
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent) as folder:
+            made = draft(bundle, work, options.recipe, Path(folder, "variant"))
+            control = draft(bundle, steps, options.recipe, Path(folder, "control"), control=True)
+            others = list(loop.starts(prompts[runs:], made.trial(bundle), FLOAT, first_seed=runs))
+            report, videos = compare(loop, work, (made, control), (compared, others), options, progress)
+            if not report.quality.passed and not options.force:
+                raise NumericError(why_not(report))
+            write(bundle, path, made, report, page(bundle.manifest.name, report, videos), progress)
         return report
 
 
@@ -137,17 +148,6 @@ def _look_at_decoder(loop: Loop, latents: Sequence[Latents], progress: Progress)
                 work[DECODER[min(index, 1)]].watch.see(binding, 0.0, number)
             progress("look at decoder", number, len(latents))
     return work
-
-
-def _moments(loop: Loop, starts: Sequence[Start], progress: Progress) -> list[Moment]:
-    """Every step of the float loop over `starts`."""
-    found: list[Moment] = []
-    with Experts(loop, loop.bundle, FLOAT) as experts:
-        for start in starts:
-            for moment in loop.moments(start, experts.open):
-                found.append(moment)
-                progress("reference", len(found), len(starts) * len(loop.steps))
-    return found
 
 
 def _scan(loop: Loop, component: str, work: Work, moments: Sequence[Moment], progress: Progress) -> None:

@@ -36,7 +36,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 
 def test_the_variant_is_smaller_near_and_better_than_its_control(calibrated: tuple[Path, Report]) -> None:
     path, report = calibrated
-    assert report.quality.passed and report.bytes_after < 0.45 * report.bytes_before
+    assert report.quality.passed and report.bytes_after < 0.3 * report.bytes_before
     assert np.mean([*report.velocity_db.values()]) > np.mean([*report.control_db.values()])
     manifest = verify(path)
     page = (path / "int8-report.html").read_text("utf-8")
@@ -44,7 +44,7 @@ def test_the_variant_is_smaller_near_and_better_than_its_control(calibrated: tup
     assert "http" not in page and "<script" not in page
     assert manifest.components["step"].variants["int8"].quality == report.quality
     assert {"fp32", "int8"} == manifest.components["decoder_next"].variants.keys()
-    assert "int8" not in manifest.components["text_encoder"].variants
+    assert "int8" in manifest.components["text_encoder"].variants
 
 
 def test_it_generates_by_name_and_by_itself(calibrated: tuple[Path, Report]) -> None:
