@@ -72,7 +72,7 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
         with TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent) as folder:
             made = draft(bundle, work, options.recipe, Path(folder, "variant"))
             control = draft(bundle, steps, options.recipe, Path(folder, "control"), control=True)
-            others = list(loop.starts(prompts[runs:], made.trial(bundle), FLOAT, first_seed=runs))
+            others = list(loop.starts(prompts[runs:], made.trial(bundle), text, first_seed=runs))
             report, videos = compare(loop, work, (made, control), (compared, others), options, progress)
             if not report.quality.passed and not options.force:
                 raise NumericError(why_not(report))

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from kinograph.engines.host import NUMPY_DTYPES, HostBuffer
+from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, memory_bytes
 from kinograph.engines.rewrites import CPU_REWRITES
 from kinograph.errors import BundleError, EngineError, MemoryLimitError, UsageError
 
@@ -30,6 +30,7 @@ __all__ = ["OrtDevice"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
+_PACKED_SHARE = 0.4  # of the memory: larger weights are used where they are mapped, at half the speed
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -93,6 +94,8 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if sum(array.nbytes for array in weights.values()) > _PACKED_SHARE * memory_bytes():
+            options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights are a second copy
         self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), self._values)
         try:
