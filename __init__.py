@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinograph.errors import KinographError
-    from kinograph.runtime.events import Event, FramesDecoded, StageStarted, StepDone
+    from kinograph.runtime.events import Event, FramesDecoded, StageStarted, StepDone, WindowDone
     from kinograph.runtime.pipeline import Pipeline, Video, load
-    from kinograph.runtime.request import Request
+    from kinograph.runtime.request import Cue, Request, Still
 
 __all__ = [
+    "Cue",
     "Event",
     "FramesDecoded",
     "KinographError",
@@ -28,11 +29,14 @@ __all__ = [
     "Request",
     "StageStarted",
     "StepDone",
+    "Still",
     "Video",
+    "WindowDone",
     "load",
 ]
 
 _HOMES = {
+    "Cue": "kinograph.runtime.request",
     "Event": "kinograph.runtime.events",
     "FramesDecoded": "kinograph.runtime.events",
     "KinographError": "kinograph.errors",
@@ -40,7 +44,9 @@ _HOMES = {
     "Request": "kinograph.runtime.request",
     "StageStarted": "kinograph.runtime.events",
     "StepDone": "kinograph.runtime.events",
+    "Still": "kinograph.runtime.request",
     "Video": "kinograph.runtime.pipeline",
+    "WindowDone": "kinograph.runtime.events",
     "load": "kinograph.runtime.pipeline",
 }
 

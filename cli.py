@@ -111,7 +111,28 @@ def kinograph() -> None:
 @click.option("--guidance-2", type=float, help="That of a second expert.  [default: --guidance, or the bundle's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, 0 to 2^64 - 1.")
 @click.option("--solver", type=click.Choice(["euler", "unipc", "dpmpp-2m"]), help="Sampler." + _DEFAULT)
-@click.option("--image", metavar="FILE", help="A picture that becomes the first frame.")
+@click.option("--speed", metavar="LEVEL", help="Leave out steps: a speed level of the bundle, such as balanced.")
+@click.option(
+    "--image",
+    "images",
+    metavar="FILE[@FRAME]",
+    multiple=True,
+    help="A picture that becomes a frame: the first, or that number; -1 is the last. May be given again.",
+)
+@click.option("--extend", metavar="FILE", help="A film that the video continues, and which goes before it in the file.")
+@click.option("--extend-backward", metavar="FILE", help="A film that the video leads to.")
+@click.option("--join", nargs=2, metavar="FILE FILE", help="Two films that the video leads from and to.")
+@click.option("--loop", is_flag=True, help="Lead the video back to its beginning.")
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="Pictures and films of another shape.",
+)
+@click.option("--prompts", metavar="FILE", help="Further prompts with their times, a line each: 0:05 a cat sleeps.")
+@click.option("--window", type=int, help="Frames made at a time; longer videos are made in windows." + _DEFAULT)
+@click.option("--overlap", type=int, help="Frames that a window is given of the one before." + _DEFAULT)
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
 )
@@ -121,6 +142,8 @@ def kinograph() -> None:
 )
 @click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option("--sheet", metavar="FILE.png", help="Also write frames side by side as one picture.")
+@click.option("--latents", metavar="FILE.safetensors", help="Keep the latents, window by window, to go on from.")
+@click.option("--resume", is_flag=True, help="Go on from the latents in --latents, if they are there.")
 @click.option("--fail-on-blank", is_flag=True, help="Exit 8, without a file, if the video is a single colour.")
 @click.option("--no-metadata", is_flag=True, help="No prompt or settings in the file, and no side-car .json.")
 @_force_option
@@ -153,6 +176,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     bundle, prompt = _bundle_and_prompt(words, options["prompt"])
     width, height = _width_and_height(options)
     from kinograph.console.generate import Job
+    from kinograph.console.given import films_given, read_cues, read_still
     from kinograph.runtime.request import Request
 
     request = Request(
@@ -167,9 +191,16 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         guidance_scale_2=options["guidance_2"],
         seed=options["seed"],
         solver=options["solver"],
-        image=options["image"],
+        speed=options["speed"],
+        images=tuple(read_still(one) for one in options["images"]),
+        **films_given(options),
+        loop=options["loop"],
+        fit=options["fit"],
+        window=options["window"],
+        overlap=options["overlap"],
+        cues=read_cues(options["prompts"]),
     )
-    same = ("device", "variant", "seconds", "output", "codec", "sheet", "force", "fail_on_blank")
+    same = ("device", "variant", "seconds", "output", "codec", "sheet", "latents", "resume", "force", "fail_on_blank")
     return Job(
         request=request,
         bundle=bundle,
@@ -216,6 +247,25 @@ def _staged(console: Console) -> Callable[[str, int, int], None]:
 
 
 @kinograph.command()
+@click.argument("latents")
+@click.argument("bundle", required=False)
+@click.option("-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/.")
+@click.option("--fps", type=float, help="Frames per second of the file." + _DEFAULT)
+@click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
+@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
+@_force_option
+@_quiet_option
+def decode(latents: str, bundle: str | None, quiet: bool, **options: Any) -> None:
+    """Make the video of LATENTS, kept by `generate --latents`, with BUNDLE or the built-in starter model."""
+    from kinograph.console.decode import decode as run
+
+    with Console(quiet=quiet) as console:
+        count = run(latents, bundle, console=console, **options)
+    click.echo(f"{escape(options['output'])}: {count} frames")
+
+
+@kinograph.command()
 @click.argument("checkpoint")
 @click.argument("bundle")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
@@ -244,31 +294,50 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 
 @kinograph.command()
 @click.argument("bundle")
-@click.option("--recipe", type=click.Choice(["int8"]), default="int8", show_default=True, help="What to quantise to.")
+@click.option(
+    "--recipe", type=click.Choice(["int8"]), help="What to quantise to.  [default: int8, or nothing with --skip]"
+)
+@click.option(
+    "--skip",
+    type=click.Choice(["careful", "balanced", "fast"]),
+    multiple=True,
+    help="Find a speed level, which leaves out steps; may be given again.",
+)
 @click.option("--prompts", metavar="FILE", help="Prompts to calibrate with, one a line.  [default: the project's own]")
 @click.option("--runs", type=click.IntRange(1, 4096), default=16, show_default=True, help="Prompts looked into.")
 @click.option("--videos", type=click.IntRange(1, 256), default=8, show_default=True, help="Further ones compared.")
 @click.option("--scan/--no-scan", default=True, show_default=True, help="Measure every layer's effect on the velocity.")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
-@click.option("--force", is_flag=True, help="Replace the variant if it is there; write it even if it misses the gate.")
+@click.option("--force", is_flag=True, help="Replace what is there; write a variant even if it misses the gate.")
 @_json_option
 @_quiet_option
-def calibrate(bundle: str, prompts: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Add a quantised variant to BUNDLE, and say what that cost. Exits 8, the bundle untouched, if it cost too much."""
-    from kinograph.calibration import CalibrationOptions
-    from kinograph.calibration import calibrate as run
-    from kinograph.console.calibrate import read_prompts, report_text
+def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Add a quantised variant, or speed levels, to BUNDLE, and say what that cost.
 
-    chosen = CalibrationOptions(prompts=read_prompts(prompts), **options)
+    Exits 8, the bundle untouched, if it cost too much.
+    """
+    import msgspec
+
+    from kinograph.calibration import CalibrationOptions, find_speeds
+    from kinograph.calibration import calibrate as quantise
+    from kinograph.console.calibrate import read_prompts, report_text, speeds_text
+
+    chosen = CalibrationOptions(prompts=read_prompts(prompts), recipe=recipe or "int8", **options)
+    report = None
     with Console(quiet=quiet) as console:
-        report = run(Path(bundle), chosen, _staged(console))
+        if recipe or not chosen.skip:
+            report = quantise(Path(bundle), chosen, _staged(console))
+        speeds = find_speeds(Path(bundle), chosen, _staged(console)) if chosen.skip else {}
     if as_json:
-        import msgspec
-
-        click.echo(json_text(msgspec.to_builtins(report)))
+        told = msgspec.to_builtins(report) if report else {}
+        click.echo(json_text({**told, "speeds": msgspec.to_builtins(speeds)}))
         return
-    click.echo(report_text(report, bundle))
-    click.echo(f"{escape(os.path.join(bundle, report.variant))}-report.html: frames side by side, every layer")  # noqa: PTH118
+    if report:
+        page = os.path.join(bundle, f"{report.variant}-report.html")  # noqa: PTH118
+        click.echo(report_text(report, bundle))
+        click.echo(f"{escape(page)}: frames side by side, every layer")
+    if speeds:
+        click.echo(speeds_text(speeds, bundle))
 
 
 @kinograph.command()

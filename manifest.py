@@ -28,8 +28,10 @@ __all__ = [
     "Manifest",
     "Parity",
     "Quality",
+    "Skip",
     "Solver",
     "Source",
+    "Speed",
     "Tensor",
     "Text",
     "Variant",
@@ -186,6 +188,31 @@ class Defaults(_Struct, frozen=True):
     negative_prompt: str = ""
 
 
+class Skip(_Struct, frozen=True):
+    """A step that is not computed: its prediction is `latest`·v + `earlier`·v′ of the last two that were."""
+
+    step: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    latest: float
+    earlier: float = 0.0
+
+
+class Speed(_Struct, frozen=True):
+    """A way to run the model's own schedule of `steps` faster, and how far its videos are from those of every step.
+
+    Steps from `guided`₀ up to, and without, `guided`₁ run with classifier-free guidance; the others have the prompt's
+    row alone. `rows` is how many rows of the model are computed in a run, `every_row` how many there would be.
+    """
+
+    steps: Count
+    guided: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
+    skipped: tuple[Skip, ...]
+    rows: Count
+    every_row: Count
+    psnr_db: float
+    ssim: float
+    videos: Count
+
+
 class Source(_Struct, frozen=True):
     """Where the bundle came from."""
 
@@ -217,6 +244,7 @@ class Manifest(_Struct, frozen=True):
     experts: Annotated[tuple[Expert, ...], msgspec.Meta(min_length=1)]
     components: dict[Name, Component]
     files: dict[str, File]
+    speeds: dict[VariantName, Speed] = {}
 
 
 _AXIS = re.compile(r"^(?:([0-9]+)\*)?([BLFHW])\Z")

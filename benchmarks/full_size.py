@@ -2,10 +2,10 @@
 
     python benchmarks/full_size.py --folder /big/disk
 
-Exports in fp32 at a small geometry, calibrates with few runs and without a scan, then makes a video with either variant.
-Every stage is a process of its own. Two figures are given for its memory: `held` is what the process itself keeps
-(anonymous pages), `peak` also counts the weight files it has mapped, which the system takes back where it needs to.
-The checkpoint is removed once it is exported. 70 GB of disk are needed, and an hour on one core.
+Exports in fp32 at a small geometry, calibrates with few runs and without a scan, then makes a video with either
+variant. Every stage is a process of its own. Two figures are given for its memory: `held` is what the process itself
+keeps (anonymous pages), `peak` also counts the weight files it has mapped, which the system takes back where it needs
+to. The checkpoint is removed once it is exported. 70 GB of disk are needed, and an hour on one core.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import msgspec
 
 from kinograph.bundle.refusal import MAX_PROBLEMS, printable
+from kinograph.bundle.speed_check import speed_problems
 from kinograph.manifest import FORMAT_VERSION, Component, Manifest, Tensor, Variant
 
 __all__ = ["MANIFEST_NAME", "ManifestError", "name_problem", "parse_manifest"]
@@ -235,6 +236,7 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
         yield "conditioning.image_tokens: needs a component 'image_encoder', and there is none"
     for name, component in manifest.components.items():
         yield from _component_problems(f"components.{name}", component, manifest)
+    yield from speed_problems(manifest)
 
 
 def _file_problems(manifest: Manifest) -> Iterator[str]:

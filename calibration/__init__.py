@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kinograph.calibration.compare import Report
+    from kinograph.manifest import Speed
 
-__all__ = ["RECIPES", "CalibrationOptions", "calibrate"]
+__all__ = ["RECIPES", "SPEEDS", "CalibrationOptions", "calibrate", "find_speeds"]
 
 RECIPES = ("int8",)
+SPEEDS = ("careful", "balanced", "fast")
 
 Progress = Callable[[str, int, int], None]
 
@@ -25,10 +27,11 @@ class CalibrationOptions:
     `prompts` are what videos are made of, by default the project's own; `runs` of them are looked into and `videos`
     others, which no range was found on, are compared. With `scan` every layer's effect on the velocity is measured, and
     those that cost most stay as they are; without, only what flows through each layer decides. `force` writes a variant
-    that misses the gate, marked as such, and replaces one that is there.
+    that misses the gate, marked as such, and replaces one that is there. `skip` names speed levels to find.
     """
 
     recipe: str = "int8"
+    skip: tuple[str, ...] = ()
     prompts: tuple[str, ...] | None = None
     runs: int = 16
     videos: int = 8
@@ -46,3 +49,14 @@ def calibrate(bundle: Path, options: CalibrationOptions, progress: Progress) -> 
     from kinograph.calibration.run import run
 
     return run(bundle, options, progress)
+
+
+def find_speeds(bundle: Path, options: CalibrationOptions, progress: Progress) -> dict[str, Speed]:
+    """Find the speed levels named by `options.skip`, and add them to the manifest of the bundle at a path.
+
+    Raises UsageError for a level that is unknown or there already, NumericError where no step can be skipped at its
+    quality: the bundle is then as it was.
+    """
+    from kinograph.calibration.levels import find_levels
+
+    return find_levels(bundle, options, progress)

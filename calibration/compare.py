@@ -46,7 +46,8 @@ class Layer:
 class Report:
     """What was made: `velocity_db` and the control's by timestep, over all videos compared; sizes in bytes of weights.
 
-    `text_db` is the signal-to-noise ratio of embedded prompts, None where the text encoder stays as it is. Times are medians in seconds, of the float and of the quantised variant.
+    `text_db` is the signal-to-noise ratio of embedded prompts, None where the text encoder stays as it is. Times are
+    medians in seconds, of the float and of the quantised variant.
     """
 
     variant: str

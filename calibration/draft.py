@@ -1,4 +1,4 @@
-"""A variant on disk before it is in its bundle: written once, a weight at a time, tried there, and moved in if it passes."""
+"""A variant on disk before it is in its bundle: written a weight at a time, tried there, and moved in if it passes."""
 
 from __future__ import annotations
 

@@ -66,26 +66,39 @@ class Loop:
         self.scale = manifest.experts[0].guidance_scale
 
     def starts(
-        self, prompts: Sequence[str], contents: Contents, precision: str, *, first_seed: int = 0
-    ) -> Iterator[Start]:
-        """A start for every prompt, embedded by the text encoder of `contents`; the i-th has the seed `first_seed` + i."""
+        self, prompts: Sequence[str], precision: str, contents: Contents | None = None, *, first_seed: int = 0
+    ) -> list[Start]:
+        """A start for every prompt, embedded as `embedded` does; the i-th has the noise of seed `first_seed` + i."""
+        texts = self.embedded(prompts, precision, contents)
+        return [self.start(seed, text) for seed, text in enumerate(texts, first_seed)]
+
+    def start(self, seed: int, text: npt.NDArray[np.float32]) -> Start:
+        """A start with the noise of a seed."""
+        return Start(normal(self.shape, seed), text)
+
+    def embedded(
+        self, prompts: Sequence[str], precision: str, contents: Contents | None = None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Each prompt as the step reads it, [B, L, D], by the text encoder of the bundle, or of a trial of it."""
         manifest = self.bundle.manifest
         tokenizer = Tokenizer(self.bundle.read(manifest.text.tokenizer), manifest.text)
-        engine = self.device.open(contents, "text_encoder", precision)
+        engine = self.device.open(contents or self.bundle, "text_encoder", precision)
         unguided = [manifest.defaults.negative_prompt] if self.scale > 1 else []
         try:
-            for seed, prompt in enumerate(prompts, first_seed):
-                text = embed(self.device, engine, tokenizer, manifest.text, [prompt, *unguided])
-                yield Start(normal(self.shape, seed), text)
+            for prompt in prompts:
+                yield embed(self.device, engine, tokenizer, manifest.text, [prompt, *unguided])
         finally:
             engine.close()
 
-    def run(self, start: Start, open_expert: Callable[[Expert], Engine]) -> Iterator[tuple[Step, Binding]]:
-        """Every step after it has run, with the buffers it ran on."""
+    def run(
+        self, start: Start, open_expert: Callable[[Expert], Engine], steps: Sequence[Step] | None = None
+    ) -> Iterator[tuple[Step, Binding]]:
+        """Every step after it has run, with the buffers it ran on; other `steps` than the schedule's, if given."""
         first = open_expert(self.expert(self.steps[0]))
         with Binding(self.device, first, self._axes(start)) as binding:
-            load_inputs(binding, Inputs(start.noise, start.text, nothing_given(self.shape)))
-            for step in self._steps(binding, self.steps, open_expert):
+            inputs = Inputs(start.noise, start.text, nothing_given(self.shape))
+            load_inputs(binding, inputs)
+            for step in self._steps(binding, inputs, self.steps if steps is None else steps, open_expert):
                 yield step, binding
 
     def moments(self, start: Start, open_expert: Callable[[Expert], Engine]) -> Iterator[Moment]:
@@ -116,10 +129,11 @@ class Loop:
         found = []
         with Binding(self.device, engine, self._axes(moments[0].start)) as binding:
             for moment in moments:
-                load_inputs(binding, Inputs(moment.start.noise, moment.start.text, nothing_given(self.shape)))
+                inputs = Inputs(moment.start.noise, moment.start.text, nothing_given(self.shape))
+                load_inputs(binding, inputs)
                 binding.write("sample", moment.sample)
                 binding.write("history", moment.history)
-                for _ in self._steps(binding, [moment.step], lambda expert: engine):
+                for _ in self._steps(binding, inputs, [moment.step], lambda expert: engine):
                     found.append(binding["prediction"].read())
         return found
 
@@ -133,12 +147,12 @@ class Loop:
             yield engines[0], engines[1]
 
     def _steps(
-        self, binding: Binding, steps: Sequence[Step], open_expert: Callable[[Expert], Engine]
+        self, binding: Binding, inputs: Inputs, steps: Sequence[Step], open_expert: Callable[[Expert], Engine]
     ) -> Iterator[Step]:
         manifest = self.bundle.manifest
         scales = [expert.guidance_scale for expert in manifest.experts]
         noised = manifest.conditioning.kind == "noised"
-        return denoise(binding, steps, manifest.experts, scales, open_expert, noised_known=noised)
+        return denoise(binding, inputs, steps, manifest.experts, scales, open_expert, noised_known=noised)
 
     def _axes(self, start: Start) -> dict[str, int]:
         _, _, frames, height, width = self.shape

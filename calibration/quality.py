@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bars", "psnr", "ssim"]
+__all__ = ["LEVELS", "Bars", "psnr", "ssim"]
 
 Frames = npt.NDArray[np.uint8]
 
@@ -23,6 +23,14 @@ class Bars:
     velocity_db: float = 15.0
     psnr_db: float = 30.0
     ssim: float = 0.9
+
+
+LEVELS = {
+    "careful": Bars(psnr_db=38.0, ssim=0.98),
+    "balanced": Bars(psnr_db=32.0, ssim=0.95),
+    "fast": Bars(psnr_db=26.0, ssim=0.85),
+}
+"""What videos of a speed level must reach, held against those of every step; the velocity has no say in it."""
 
 
 def psnr(reference: Frames, other: Frames) -> float:

@@ -14,7 +14,7 @@ from kinograph.calibration.collect import Watch
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Graph, Group
 from kinograph.calibration.loop import FLOAT
-from kinograph.calibration.recipes.int8 import ConvolutionPlan, Int8, Plan
+from kinograph.calibration.recipes.int8 import ConvolutionPlan, Halves, Int8, Plan
 from kinograph.calibration.store import store_weights
 from kinograph.manifest import Component, Manifest
 
@@ -57,18 +57,18 @@ class Work:
 
     def plan(self) -> None:
         """Plan every layer by the recipe, and by its control."""
+        recipe, control = Int8(), Int8(smooth=False, cut=False, per_channel=False)
         for layer in self.layers:
-            self.plans.append(self._plan(Int8(), layer))
-            self.control.append(self._plan(Int8(smooth=False, cut=False, per_channel=False), layer))
+            seen = [self.watch.halves(name) for name in _watched(layer)]
+            self.plans.append(self._plan(recipe, layer, seen))
+            self.control.append(self._plan(control, layer, seen))
 
-    def _plan(self, recipe: Int8, layer: Group | Convolution) -> Plan | ConvolutionPlan:
-        seen, weights = self.watch.halves, self.graph.weights
+    def _plan(self, recipe: Int8, layer: Group | Convolution, seen: Sequence[Halves]) -> Plan | ConvolutionPlan:
+        weights = [np.asarray(self.graph.weights[name]) for name in layer.weights]
         if isinstance(layer, Convolution):
             bias = self.graph.constant(layer.bias) if layer.bias else None
-            return recipe.plan_convolution(
-                layer, seen[layer.activation], seen[layer.output], np.asarray(weights[layer.weight]), bias
-            )
-        return recipe.plan(layer, seen[layer.activation], [np.asarray(weights[name]) for name in layer.weights])
+            return recipe.plan_convolution(layer, seen[0], seen[1], weights[0], bias)
+        return recipe.plan(layer, seen[0], weights)
 
     def model(self) -> ir.Model:
         """The graph with the chosen plans applied, and what else it has of weights in int8."""
@@ -86,6 +86,11 @@ class Work:
         model = emit(self.graph.model, plans)
         store_weights(model, self.graph.weights)
         return model
+
+
+def _watched(layer: Group | Convolution) -> tuple[str, ...]:
+    """What a layer's plan is made from: what goes in, and of a convolution what comes out."""
+    return (layer.activation, layer.output) if isinstance(layer, Convolution) else (layer.activation,)
 
 
 def choose(work: Work, wanted: float) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kinograph.console.inspect import rendered
+from kinograph.console.inspect import describe_speed, rendered
 from kinograph.errors import UsageError, escape
 
 if TYPE_CHECKING:
     from kinograph.calibration.compare import Report
+    from kinograph.manifest import Speed
 
-__all__ = ["read_prompts", "report_text"]
+__all__ = ["read_prompts", "report_text", "speeds_text"]
 
 _MAX_BYTES = 16 << 20
 
@@ -67,6 +69,13 @@ def report_text(report: Report, bundle: str) -> str:
         f"{len(report.layers)} layers, {kept} left as they are; those that matter most:",
     ]
     return "\n".join([lines[0], lines[1], "", rendered(steps), lines[2], "", rendered(layers)])
+
+
+def speeds_text(speeds: Mapping[str, Speed], bundle: str) -> str:
+    """The speed levels that were found, for people."""
+    return "\n".join(
+        f"{escape(bundle)}: --speed {name} computes {describe_speed(level)}" for name, level in speeds.items()
+    )
 
 
 def _milliseconds(pair: tuple[float, float]) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import kinograph
 from kinograph.errors import NumericError, OutputError, RequestError, UsageError
 from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
+from kinograph.runtime.latents import LatentsFile
 from kinograph.runtime.output import check_target, is_folder, write_file
 from kinograph.runtime.text import check_prompt
 from kinograph.runtime.video import VideoWriter, check_codec, check_output
@@ -44,6 +45,8 @@ class Job(NamedTuple):
     output: str
     codec: str | None
     sheet: str | None
+    latents: str | None
+    resume: bool
     force: bool
     fail_on_blank: bool
     keep_metadata: bool
@@ -60,6 +63,8 @@ def generate(job: Job, console: Console) -> dict[str, Any]:
     with kinograph.load(job.bundle, device=job.device, variant=job.variant) as pipe:
         request = pipe.resolve(_with_frames(job, pipe))
         metadata = pipe.metadata(request) if job.keep_metadata else {}
+        kept = _latents_file(job, pipe, request)
+        done = kept.resume() if kept and job.resume else None
         writer = VideoWriter(
             job.output,
             width=_known(request.width),
@@ -70,8 +75,8 @@ def generate(job: Job, console: Console) -> dict[str, Any]:
             force=job.force,
         )
         with writer:
-            watched = _Watched(_known(request.num_frames))
-            _run(pipe, request, writer, watched, console)
+            watched = _Watched()
+            _run(pipe, request, done, writer, watched, kept, console)
             if watched.blank and job.fail_on_blank:
                 raise NumericError("every frame is the same single colour, so no video was written. Try another --seed")
             console.start_stage("write")
@@ -91,16 +96,19 @@ def generate(job: Job, console: Console) -> dict[str, Any]:
 class _Watched:
     """What is remembered of the frames that go by: those of the contact sheet, and whether all are one colour."""
 
-    def __init__(self, total: int) -> None:
-        self._wanted = set(sheet_indices(total, _SHEET_COLUMNS))
+    def __init__(self) -> None:
+        self.count = 0
         self._kept: list[npt.NDArray[np.uint8]] = []
         self._low = np.full(3, 255, np.uint8)
         self._high = np.zeros(3, np.uint8)
 
-    def see(self, frames: npt.NDArray[np.uint8], first: int) -> None:
+    def see(self, frames: npt.NDArray[np.uint8], first: int, total: int) -> None:
+        """Frames [T, H, W, 3] go by, the first of which is number `first` of `total`."""
+        wanted = sheet_indices(total, _SHEET_COLUMNS)
+        self.count = first + len(frames)
         self._low = np.minimum(self._low, frames.min(axis=(0, 1, 2)))
         self._high = np.maximum(self._high, frames.max(axis=(0, 1, 2)))
-        self._kept += [frame.copy() for number, frame in enumerate(frames, first) if number in self._wanted]
+        self._kept += [frame.copy() for number, frame in enumerate(frames, first) if number in wanted]
 
     @property
     def blank(self) -> bool:
@@ -110,19 +118,43 @@ class _Watched:
         return np.stack(self._kept)
 
 
-def _run(pipe: Pipeline, request: Request, writer: VideoWriter, watched: _Watched, console: Console) -> None:
-    totals = {"denoise": (request.num_inference_steps, "steps"), "decode": (request.num_frames, "frames")}
-    with closing(pipe.run(request)) as events:
+def _latents_file(job: Job, pipe: Pipeline, request: Request) -> LatentsFile | None:
+    """Where latents are kept, of what and by what."""
+    if job.latents is None:
+        if job.resume:
+            raise UsageError("--resume goes on from latents that were kept. Name their file with --latents FILE")
+        return None
+    origin = {"bundle_sha256": pipe.bundle.digest, "variant": json.dumps(pipe.variant), "backend": pipe.backend}
+    return LatentsFile(Path(job.latents), request, origin)
+
+
+def _run(
+    pipe: Pipeline,
+    request: Request,
+    done: npt.NDArray[np.float32] | None,
+    writer: VideoWriter,
+    watched: _Watched,
+    kept: LatentsFile | None,
+    console: Console,
+) -> None:
+    units = {"denoise": "steps", "decode": "frames", "film": "s of film"}
+    fps, stage = _known(request.fps), ""
+    with closing(pipe.run(request, done)) as events:
         for event in events:
             if isinstance(event, kinograph.StageStarted):
-                total, unit = totals.get(event.name, (None, ""))
-                console.start_stage(event.name, total, unit)
+                stage = event.name
+                console.start_stage(stage, None, units.get(stage, ""))
             elif isinstance(event, kinograph.StepDone):
-                console.update(event.index + 1, event.total)
+                if stage == "denoise":
+                    console.update(event.index + 1, event.total)
+            elif isinstance(event, kinograph.WindowDone):
+                if kept is not None:
+                    kept.add(event.latents)
             else:
                 writer.write(event.frames)
-                watched.see(event.frames, event.index)
-                console.update(writer.frames_written, event.total)
+                watched.see(event.frames, event.index, event.total)
+                scale = 1 / fps if stage == "film" else 1
+                console.update(writer.frames_written * scale, event.total * scale)
 
 
 def _check_values(job: Job) -> None:
@@ -149,8 +181,8 @@ def _check_values(job: Job) -> None:
         raise RequestError(". ".join(problems))
     check_prompt(request.prompt)
     check_prompt(request.negative_prompt or "", "negative prompt")
-    if request.image is not None:
-        read_image(request.image)
+    for still in request.images:
+        read_image(still.path)
 
 
 def _check_outputs(job: Job) -> Path | None:
@@ -161,6 +193,10 @@ def _check_outputs(job: Job) -> Path | None:
         if Path(job.sheet).suffix.lower() != ".png":
             raise OutputError(f"the contact sheet {job.sheet!r} must be PNG. Use --sheet {Path(job.sheet).stem}.png")
         check_target(job.sheet, job.force)
+    if job.latents is not None:
+        if Path(job.latents).suffix != ".safetensors":
+            raise OutputError(f"the latents {job.latents!r} must be .safetensors. Use --latents film.safetensors")
+        check_target(job.latents, job.force or job.resume)
     if not job.keep_metadata:
         return None
     sidecar = video.with_name(f"{video.name}.json") if is_folder(job.output) else video.with_suffix(".json")
@@ -168,7 +204,10 @@ def _check_outputs(job: Job) -> Path | None:
 
 
 def _with_frames(job: Job, pipe: Pipeline) -> Request:
-    """The request with `seconds` as a number of frames: a video of 1 + n frames lasts n / fps from first to last."""
+    """The request with `seconds` as a number of frames: a video of 1 + n frames lasts n / fps from first to last.
+
+    One that continues a film has no first frame of its own.
+    """
     if job.seconds is None:
         return job.request
     if job.request.num_frames is not None:
@@ -176,13 +215,14 @@ def _with_frames(job: Job, pipe: Pipeline) -> Request:
     manifest = pipe.bundle.manifest
     fps = job.request.fps if job.request.fps is not None else manifest.defaults.fps
     temporal = manifest.geometry.temporal
+    first = 0 if job.request.before is not None else 1
     steps = temporal * round(job.seconds * fps / temporal)
     if abs(steps - job.seconds * fps) > 0.5:  # half a frame: fps such as 23.976 have no whole frame at a whole second
         raise RequestError(
-            f"{job.seconds:g} seconds at {fps:g} fps is not 1 + {temporal}·k frames; nearest: {1 + steps} frames, "
-            f"{steps / fps:.4g} seconds. Use --frames {1 + steps}"
+            f"{job.seconds:g} seconds at {fps:g} fps is not {first} + {temporal}·k frames; nearest: {first + steps} "
+            f"frames, {steps / fps:.4g} seconds. Use --frames {first + steps}"
         )
-    return msgspec.structs.replace(job.request, num_frames=1 + steps)
+    return msgspec.structs.replace(job.request, num_frames=first + steps)
 
 
 def _report(job: Job, pipe: Pipeline, request: Request, watched: _Watched) -> dict[str, Any]:
@@ -191,13 +231,14 @@ def _report(job: Job, pipe: Pipeline, request: Request, watched: _Watched) -> di
         "output": os.path.abspath(job.output),  # noqa: PTH100 - as the user named it
         "width": request.width,
         "height": request.height,
-        "num_frames": request.num_frames,
+        "num_frames": watched.count,
         "fps": request.fps,
         "seed": request.seed,
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "guidance_scale_2": request.guidance_scale_2,
         "solver": request.solver,
+        "speed": request.speed,
         "blank": watched.blank,
         "bundle": pipe.bundle.manifest.name,
         "bundle_sha256": pipe.bundle.digest,

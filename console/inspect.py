@@ -15,9 +15,9 @@ from rich.text import Text
 from kinograph.errors import escape
 
 if TYPE_CHECKING:
-    from kinograph.manifest import Manifest, Variant
+    from kinograph.manifest import Manifest, Speed, Variant
 
-__all__ = ["doctor_text", "manifest_text", "rendered"]
+__all__ = ["describe_speed", "doctor_text", "manifest_text", "rendered"]
 
 _PLAIN_WIDTH = 160  # columns where stdout is no terminal: wide enough that no figure is cut
 
@@ -68,10 +68,22 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
         f"{defaults.num_inference_steps} steps",
         "negative": defaults.negative_prompt or "none",
         "solver": f"{solver.name}, shift {solver.shift:g}, {solver.train_timesteps} training timesteps",
+        **{f"--speed {name}": describe_speed(level) for name, level in manifest.speeds.items()},
         "experts": ", ".join(experts),
         "given frames": f"{given.kind}, image required" if given.image_required else given.kind,
         "text": f"{manifest.text.length} tokens of {manifest.text.dim}; cleaning: {', '.join(manifest.text.cleaning)}",
     }
+
+
+def describe_speed(level: Speed) -> str:
+    """What a speed level computes, and what its videos are like."""
+    first, last = level.guided
+    guided = f", guided from step {first + 1} to {last}" if last > first else ""
+    return (
+        f"{level.steps - len(level.skipped)} of {level.steps} steps{guided}: "
+        f"{level.rows} of {level.every_row} rows, {level.every_row / level.rows:.1f}× fewer; "
+        f"PSNR {level.psnr_db:.1f} dB, SSIM {level.ssim:.3f} over {level.videos} videos"
+    )
 
 
 def _components(manifest: Manifest) -> Table:

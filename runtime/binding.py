@@ -21,11 +21,27 @@ class Binding:
     """
 
     def __init__(self, device: Device, engine: Engine, axes: Mapping[str, int]) -> None:
+        self._device = device
         self._engine = engine
         self._buffers: dict[str, Buffer] = {}
-        for tensor in (*engine.inputs.values(), *engine.outputs.values()):
-            self._buffers[tensor.name] = device.empty(resolve_shape(tensor.shape, axes), tensor.dtype)
-        self.attach(engine)
+        self._aside: dict[tuple[str, tuple[int, ...]], Buffer] = {}
+        self.resize(axes)
+
+    def resize(self, axes: Mapping[str, int]) -> None:
+        """Run at these sizes from now on. What gets another shape gets a buffer of zeros for it.
+
+        The buffer it had is kept as it is until the sizes come back to it; what keeps its shape keeps its buffer.
+        """
+        for tensor in (*self._engine.inputs.values(), *self._engine.outputs.values()):
+            shape = resolve_shape(tensor.shape, axes)
+            before = self._buffers.get(tensor.name)
+            if before is not None and before.shape == shape:
+                continue
+            if before is not None:
+                self._aside[tensor.name, before.shape] = before
+            kept = self._aside.pop((tensor.name, shape), None)
+            self._buffers[tensor.name] = kept or self._device.empty(shape, tensor.dtype)
+        self.attach(self._engine)
 
     def attach(self, engine: Engine) -> None:
         """Let `engine` run on these buffers from now on; it must have the same inputs and outputs."""
@@ -63,9 +79,10 @@ class Binding:
                 other.write(target, buffer.read())
 
     def close(self) -> None:
-        for buffer in self._buffers.values():
+        for buffer in (*self._buffers.values(), *self._aside.values()):
             buffer.close()
         self._buffers.clear()
+        self._aside.clear()
 
     def __enter__(self) -> Binding:
         return self

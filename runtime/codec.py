@@ -6,10 +6,10 @@ Memory does not grow with length: a few latent frames, their pixels and the caus
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from kinograph.engines.protocol import Device, Engine
 from kinograph.manifest import resolve_shape
 from kinograph.runtime.binding import Binding
 
-__all__ = ["decode", "encode", "latent_chunks", "stream"]
+__all__ = ["Decoder", "Stream", "decode", "encode", "latent_chunks", "stream"]
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
@@ -28,23 +28,86 @@ Chunk = tuple[Mapping[str, npt.NDArray[Any]], Mapping[str, int]]
 _PIXELS = 1 << 18  # decoded in one call, unless a single latent frame is more
 
 
-def decode(device: Device, first: Engine, following: Engine, latents: Latents) -> Iterator[Pixels]:
-    """Frames of normalised `latents` [1, C, F, H, W], as they are made: uint8 [T, s·H, s·W, 3].
+class Stream:
+    """A codec's two graphs, the second called over and over, and the causal layers' state between the calls.
 
-    The first call gives one frame, every other those of as many latent frames as make a quarter of a million pixels, or
-    of one: small pictures cost more in calls than in arithmetic.
+    The engines are asked for at every call, so that they may be closed in between. A context manager.
     """
-    for binding in stream(device, first, following, latent_chunks(following, latents)):
-        yield binding["frames"].read()
+
+    def __init__(self, device: Device, first: Callable[[], Engine], following: Callable[[], Engine]) -> None:
+        self._device = device
+        self._open = (first, following)
+        self._calls = 0
+        self._binding: Binding | None = None
+        self._axes: Mapping[str, int] = {}
+
+    def call(self, inputs: Mapping[str, npt.NDArray[Any]], axes: Mapping[str, int]) -> Binding:
+        """Run on these inputs, at these sizes; returns the buffers, whose contents last until the next call."""
+        engine = self._open[min(self._calls, 1)]()
+        before = self._binding
+        if before is not None and self._calls > 1 and axes == self._axes:
+            before.attach(engine)
+            before.advance()
+            binding = before
+        else:
+            binding = self._binding = Binding(self._device, engine, axes)
+            if before is not None:
+                before.hand_over(binding)
+                before.close()
+        self._calls, self._axes = self._calls + 1, axes
+        for name, array in inputs.items():
+            binding.write(name, array)
+        binding.run()
+        return binding
+
+    @property
+    def started(self) -> bool:
+        """Whether there has been a call."""
+        return self._calls > 0
+
+    def close(self) -> None:
+        if self._binding is not None:
+            self._binding.close()
+            self._binding = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-def latent_chunks(following: Engine, latents: Latents) -> Iterator[Chunk]:
-    """The decoder's calls for `latents` [1, C, F, H, W]; `following` says how many pixels a latent frame becomes."""
+class Decoder(Stream):
+    """Latents to frames, piece by piece."""
+
+    def frames(self, latents: Latents) -> Iterator[Pixels]:
+        """Frames uint8 [T, s·H, s·W, 3] of the next normalised latents [1, C, F, H, W], as they are made.
+
+        The stream's first latent frame gives one frame; every other call those of as many latent frames as make a
+        quarter of a million pixels, or of one: small pictures cost more in calls than in arithmetic.
+        """
+        for inputs, axes in latent_chunks(self._open[1](), latents, first=not self.started):
+            yield self.call(inputs, axes)["frames"].read()
+
+
+def decode(device: Device, first: Engine, following: Engine, latents: Latents) -> Iterator[Pixels]:
+    """Frames of normalised `latents` [1, C, F, H, W], as they are made: uint8 [T, s·H, s·W, 3]."""
+    with Decoder(device, lambda: first, lambda: following) as decoder:
+        yield from decoder.frames(latents)
+
+
+def latent_chunks(following: Engine, latents: Latents, *, first: bool = True) -> Iterator[Chunk]:
+    """The decoder's calls for `latents` [1, C, F, H, W], the film's `first` or later ones.
+
+    `following` says how many pixels a latent frame becomes.
+    """
     _, _, count, height, width = latents.shape
     axes = {"H": height, "W": width}
     shape = resolve_shape(following.outputs["frames"].shape, axes | {"F": 1})
     several = max(1, _PIXELS // math.prod(shape[:3]))
-    bounds = [0, *range(1, count, several), count]
+    bounds = [0, *range(1, count, several), count] if first else [*range(0, count, several), count]
     for start, end in pairwise(bounds):
         yield {"latents": np.ascontiguousarray(latents[:, :, start:end])}, axes | {"F": end - start}
 
@@ -64,19 +127,6 @@ def encode(
 
 def stream(device: Device, first: Engine, following: Engine, chunks: Iterable[Chunk]) -> Iterator[Binding]:
     """Run a codec's two graphs over the inputs of each call, at its sizes; yields the buffers after every run."""
-    with ExitStack() as stack:
-        binding: Binding | None = None
-        sizes: Mapping[str, int] = {}
-        for index, (inputs, axes) in enumerate(chunks):
-            if binding is not None and index > 1 and axes == sizes:
-                binding.advance()
-            else:
-                before, binding = binding, stack.enter_context(Binding(device, following if index else first, axes))
-                if before is not None:
-                    before.hand_over(binding)
-                    before.close()
-            sizes = axes
-            for name, array in inputs.items():
-                binding.write(name, array)
-            binding.run()
-            yield binding
+    with Stream(device, lambda: first, lambda: following) as running:
+        for inputs, axes in chunks:
+            yield running.call(inputs, axes)

@@ -35,18 +35,18 @@ class Inputs:
 
 
 def load_inputs(binding: Binding, inputs: Inputs) -> None:
-    """Write everything that does not change from step to step."""
+    """Write everything that does not change from step to step, but the text, of which a step may have only one row."""
     binding.write("sample", inputs.noise)
     binding.write("noise", inputs.noise)
     binding.write("known", inputs.given.known)
     binding.write("mask", inputs.given.mask)
-    binding.write("text", inputs.text)
     if inputs.image is not None:
         binding.write("image", inputs.image)
 
 
 def denoise(
     binding: Binding,
+    inputs: Inputs,
     steps: Sequence[Step],
     experts: Sequence[Expert],
     scales: Sequence[float],
@@ -56,22 +56,25 @@ def denoise(
 ) -> Iterator[Step]:
     """Yield every step after it has run; `binding["sample"]` then holds its result.
 
-    `scales` are the experts' guidance scales; the first decides whether there is a second row of text. An expert is
-    opened when the first of its steps is due. `noised_known`: given frames enter at the step's noise level instead of
-    clean.
+    `binding` has been loaded with `inputs`. `scales` are the experts' guidance scales; they count where there is a
+    second row of text, at steps that are guided. An expert is opened when the first of its steps is due.
+    `noised_known`: given frames enter at the step's noise level instead of clean.
 
     Raises NumericError, naming the step, where the latents are no longer finite.
     """
-    current: Expert | None = None
-    guided = scales[0] > 1
+    current: tuple[Expert, int] | None = None
+    _, _, frames, height, width = inputs.noise.shape
     for step in steps:
         expert = next(e for e in experts if step.timestep >= e.boundary)
-        if expert is not current:
-            current = expert
+        rows = inputs.text if step.guided else inputs.text[:1]
+        if current != (expert, len(rows)):
+            current = expert, len(rows)
             binding.attach(open_expert(expert))
+            binding.resize({"B": len(rows), "F": frames, "H": height, "W": width})
+            binding.write("text", rows)
             scale = scales[experts.index(expert)]
             # v = v₋ + g·(v₊ − v₋) over the rows (prompt, negative prompt): classifier-free guidance, arXiv:2207.12598
-            binding.write("guidance", np.array([scale, 1 - scale] if guided else [1.0], np.float32))
+            binding.write("guidance", np.array([scale, 1 - scale] if len(rows) > 1 else [1.0], np.float32))
         weights = (1 - step.sigma, step.sigma) if noised_known else (1.0, 0.0)
         binding.write("known_weights", np.array(weights, np.float32))
         binding.write("timestep", np.array([step.timestep], np.float32))

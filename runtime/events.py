@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Event", "FramesDecoded", "StageStarted", "StepDone"]
+__all__ = ["Event", "FramesDecoded", "StageStarted", "StepDone", "WindowDone"]
 
 
 class StageStarted(msgspec.Struct, frozen=True):
-    """A stage begins; the one before has ended."""
+    """A stage begins; the one before has ended. `film` is denoising and decoding in turn, window by window."""
 
-    name: Literal["text", "image", "denoise", "decode"]
+    name: Literal["text", "image", "denoise", "decode", "film"]
 
 
 class StepDone(msgspec.Struct, frozen=True, eq=False):
@@ -35,4 +35,12 @@ class FramesDecoded(msgspec.Struct, frozen=True, eq=False):
     total: int
 
 
-Event = StageStarted | StepDone | FramesDecoded
+class WindowDone(msgspec.Struct, frozen=True, eq=False):
+    """Window `index` of `total` (from 0) is made and decoded; `latents` [1, C, F, H, W] are what it adds."""
+
+    index: int
+    total: int
+    latents: npt.NDArray[np.float32]
+
+
+Event = StageStarted | StepDone | FramesDecoded | WindowDone

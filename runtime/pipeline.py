@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,30 +12,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from kinograph.engines import open_device
 from kinograph.engines.host import memory_bytes
 from kinograph.errors import BundleError, RequestError, UsageError
 from kinograph.manifest import Manifest
-from kinograph.runtime import conditioning, noise
-from kinograph.runtime.binding import Binding
+from kinograph.runtime.clip import Clip, Ends
 from kinograph.runtime.codec import decode
-from kinograph.runtime.denoise import Inputs, denoise, load_inputs
-from kinograph.runtime.embeddings import embed
-from kinograph.runtime.events import Event, FramesDecoded, StageStarted, StepDone
-from kinograph.runtime.image import read_image
+from kinograph.runtime.events import Event, FramesDecoded, WindowDone
+from kinograph.runtime.film import Film, Workshop
 from kinograph.runtime.locate import open_bundle
-from kinograph.runtime.request import Request, resolve
-from kinograph.runtime.solvers import schedule
+from kinograph.runtime.request import Request, bridge, resolve
 from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.video import VideoWriter
 
 if TYPE_CHECKING:
     from kinograph.bundle import Bundle
     from kinograph.engines import Device, Engine
-    from kinograph.manifest import Expert
-
 __all__ = ["Pipeline", "Video", "load"]
 
 _PRECISIONS = ("fp32", "fp16", "bf16")  # what `auto` prefers of an exported bundle on the CPU, best first
@@ -118,25 +111,44 @@ class Pipeline:
                 if isinstance(event, FramesDecoded):
                     yield from event.frames
 
-    def run(self, request: Request) -> Generator[Event, None, None]:
-        """Everything that happens, as it happens; closing the generator cancels between two steps."""
+    def run(self, request: Request, done: Latents | None = None) -> Generator[Event, None, None]:
+        """Everything that happens, as it happens; closing the generator cancels between two steps.
+
+        `done` [1, C, F, H, W] are the latents that `WindowDone` events of an earlier run of the same request brought,
+        one after the other: those windows are not made again, and the result is what that run's would have been.
+        """
         request = self.resolve(request)
         if self._running:
             raise UsageError("this pipeline is already making a video. Finish or close that run, or load a second one.")
         self._running = True
         try:
-            latents = yield from self._latents(request)
-            yield StageStarted("decode")
-            yield from self._decode(latents, int(request.num_frames or 0))
+            yield from self._whole(request, done)
         finally:
             self._running = False
             self._leave_stage()
+
+    def decode(self, latents: Latents) -> Iterator[FramesDecoded]:
+        """The frames of normalised latents [1, C, F, H, W], such as `WindowDone` events brought.
+
+        Raises RequestError where they are not this model's.
+        """
+        geometry = self.bundle.manifest.geometry
+        if latents.ndim != 5 or latents.shape[:2] != (1, geometry.channels):
+            raise RequestError(
+                f"latents of shape {list(latents.shape)} are not those of {self.bundle.manifest.name}: expected "
+                f"[1, {geometry.channels}, F, H, W]. Name the bundle that they were made with"
+            )
+        total, shown = 1 + geometry.temporal * (latents.shape[2] - 1), 0
+        for frames in decode(self.device, self._engine("decoder_first"), self._engine("decoder_next"), latents):
+            yield FramesDecoded(frames, shown, total)
+            shown += len(frames)
+        self._leave_stage()
 
     def metadata(self, request: Request) -> dict[str, str]:
         """How the video was made, for the file and its side-car."""
         values = {name: getattr(request, name) for name in Request.__struct_fields__}
         return {
-            **{name: str(value) for name, value in values.items() if value is not None},
+            **{name: _told(value) for name, value in values.items() if value not in (None, (), False)},
             "bundle": self.bundle.manifest.name,
             "bundle_sha256": self.bundle.digest,
             "variant": self.variant[self.bundle.manifest.experts[0].component],
@@ -157,94 +169,38 @@ class Pipeline:
 
     # Stages
 
-    def _latents(self, request: Request) -> Generator[Event, None, Latents]:
-        """Text, given frames and the denoising loop; returns latents [1, C, F, H, W]."""
-        manifest = self.bundle.manifest
-        shape = _latent_shape(request, manifest)
-        yield StageStarted("text")
-        guided = (request.guidance_scale or 1) > 1
-        prompts = [request.prompt, request.negative_prompt or ""] if guided else [request.prompt]
-        text = self._encode_text(prompts)
-        given, image = conditioning.nothing_given(shape), None
-        if request.image is not None:
-            yield StageStarted("image")
-            given, image = self._encode_image(request.image, shape)
-        yield StageStarted("denoise")
-        inputs = Inputs(noise.normal(shape, request.seed), text, given, image)
-        latents: Latents = yield from self._denoise(request, inputs)
-        return latents
-
-    def _denoise(self, request: Request, inputs: Inputs) -> Generator[Event, None, Latents]:
-        manifest = self.bundle.manifest
-        solver = msgspec.structs.replace(manifest.solver, name=request.solver or manifest.solver.name)
-        steps = schedule(solver, int(request.num_inference_steps or 0))
-        _, _, frames, height, width = inputs.noise.shape
-        axes = {"B": inputs.text.shape[0], "F": frames, "H": height, "W": width}
-        first = next(e for e in manifest.experts if steps[0].timestep >= e.boundary)
-        with Binding(self.device, self._engine(first.component), axes) as binding:
-            load_inputs(binding, inputs)
-            for step in denoise(
-                binding,
-                steps,
-                manifest.experts,
-                [float(request.guidance_scale or 1), float(request.guidance_scale_2 or 1)],
-                self._open_expert,
-                noised_known=manifest.conditioning.kind == "noised",
-            ):
-                yield StepDone(step.index, len(steps), step.timestep, binding["sample"].read)
-            latents: Latents = binding["sample"].read()
-        self._leave_stage()
-        return latents
-
-    def _open_expert(self, expert: Expert) -> Engine:
-        if expert.component not in self._engines:
-            self._leave_stage()
-        return self._engine(expert.component)
-
-    def _decode(self, latents: Latents, total: int) -> Iterator[Event]:
-        index = 0
-        first, following = self._engine("decoder_first"), self._engine("decoder_next")
-        for frames in decode(self.device, first, following, latents):
-            yield FramesDecoded(frames, index, total)
-            index += len(frames)
-        self._leave_stage()
-
-    def _encode_text(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeddings [B, L, D] of the prompts, padded with zeros."""
-        rows = embed(self.device, self._engine("text_encoder"), self._tokenizer, self.bundle.manifest.text, prompts)
-        self._leave_stage()
-        return rows
-
-    def _encode_image(
-        self, path: str, shape: tuple[int, int, int, int, int]
-    ) -> tuple[conditioning.Given, npt.NDArray[np.float32] | None]:
-        manifest = self.bundle.manifest
-        if "encoder_first" not in manifest.components:
-            raise RequestError(f"{manifest.name} cannot start from a picture: it has no encoder. Leave out --image")
-        picture = read_image(path)
-        geometry = manifest.geometry
-        width, height = shape[4] * geometry.spatial, shape[3] * geometry.spatial
-        fitted = conditioning.fit(picture, width, height, resample=Image.Resampling.LANCZOS)
-        given = conditioning.encode_first_frame(
-            self.device,
-            self._engine("encoder_first"),
-            self._engine("encoder_next"),
-            manifest.conditioning,
-            fitted,
-            shape,
-            geometry.temporal,
-        )
-        self._leave_stage()
-        if not manifest.conditioning.image_tokens:
-            return given, None
-        engine = self._engine("image_encoder")
-        with Binding(self.device, engine, {}) as binding:
-            height, width, _ = binding["pixels"].shape
-            binding.write("pixels", conditioning.fit(picture, width, height, resample=Image.Resampling.BICUBIC))
-            binding.run()
-            tokens = binding["tokens"].read()
-        self._leave_stage()
-        return given, tokens
+    def _whole(self, request: Request, done: Latents | None) -> Generator[Event, None, None]:
+        """The film, between those that it was given, and with its way back where it is a loop."""
+        shop = Workshop(self.device, self.bundle.manifest, self._tokenizer, self._engine, self._leave_stage)
+        temporal = self.bundle.manifest.geometry.temporal
+        overlap, made = int(request.overlap or 1), int(request.num_frames or 0)
+        before, after = (Clip.of(request, path) for path in (request.before, request.after))
+        tail, count = before.last(overlap)
+        head, following = after.first(max(temporal, overlap - 1))
+        back = bridge(request, self.bundle.manifest) if request.loop else None
+        total = count + made + following + (int(back.num_frames or 0) if back else 0)
+        shown = 0
+        for frame in before:
+            yield FramesDecoded(frame[None], shown, total)
+            shown += 1
+        ends = Ends(overlap, max(temporal, overlap - 1))
+        for event in Film(shop, request, tail, head).run(done):
+            if isinstance(event, np.ndarray):
+                ends.see(event)
+                yield FramesDecoded(event, shown, total)
+                shown += len(event)
+            else:
+                yield event
+        if back is not None:
+            for event in Film(shop, back, ends.tail, ends.head).run():
+                if isinstance(event, np.ndarray):
+                    yield FramesDecoded(event, shown, total)
+                    shown += len(event)
+                elif not isinstance(event, WindowDone):
+                    yield event
+        for frame in after:
+            yield FramesDecoded(frame[None], shown, total)
+            shown += 1
 
     # Engines
 
@@ -264,11 +220,9 @@ class Pipeline:
         self._engines.clear()
 
 
-def _latent_shape(request: Request, manifest: Manifest) -> tuple[int, int, int, int, int]:
-    geometry = manifest.geometry
-    frames = 1 + (int(request.num_frames or 1) - 1) // geometry.temporal
-    height, width = int(request.height or 0) // geometry.spatial, int(request.width or 0) // geometry.spatial
-    return 1, geometry.channels, frames, height, width
+def _told(value: object) -> str:
+    """A field of a request as text: what has fields of its own as JSON."""
+    return str(value) if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
 
 
 def _check_components(manifest: Manifest) -> None:

@@ -10,13 +10,28 @@ import msgspec
 from kinograph.errors import RequestError, UsageError
 from kinograph.manifest import Manifest
 
-__all__ = ["SOLVERS", "Request", "resolve"]
+__all__ = ["SOLVERS", "Cue", "Request", "Still", "bridge", "default_overlap", "resolve"]
 
 _Value = TypeVar("_Value")
 
 SOLVERS = ("euler", "unipc", "dpmpp-2m")
 _MAX_SIDE = 8192  # pixels; the codec's memory is quadratic in it
 _MAX_GUIDANCE = 100
+_MAX_FRAMES = 1 << 20  # twelve hours at 24 a second
+
+
+class Still(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture that the video shows at frame `frame`; negative numbers count from the end, -1 being the last frame."""
+
+    path: str
+    frame: int = 0
+
+
+class Cue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From `start` seconds on, the video is of `prompt`."""
+
+    start: float
+    prompt: str
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,7 +40,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `height`, `width` in pixels; `fps` frames per second, which changes only the file; `guidance_scale` of
     classifier-free guidance (arXiv:2207.12598), 1 for none; `guidance_scale_2` is that of a second expert, where the
     model has two, and follows `guidance_scale` where only that is given; `seed` as torch's CPU generator takes it;
-    `image` is the path of a picture that becomes the first frame.
+    `speed` is one of the bundle's speed levels, which leave out steps of its own schedule, None for every step.
+
+    What is given: `image`, the path of a picture that becomes the first frame; `images`, further ones; `before` and
+    `after`, films that the video continues and that it leads to, which become part of the result. `num_frames` is then
+    what is made beside them. `fit` says what becomes of pictures of another shape. `loop` leads the video back to its
+    beginning.
+
+    A video longer than `window` frames (the bundle's default length) is made in windows of that length, each given the
+    last `overlap` frames of the one before. `cues` are prompts that follow `prompt`, in the order of their times.
     """
 
     prompt: str
@@ -39,7 +62,38 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     guidance_scale_2: float | None = None
     seed: int = 0
     solver: Literal["euler", "unipc", "dpmpp-2m"] | None = None
+    speed: str | None = None
     image: str | None = None
+    images: tuple[Still, ...] = ()
+    before: str | None = None
+    after: str | None = None
+    loop: bool = False
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    window: int | None = None
+    overlap: int | None = None
+    cues: tuple[Cue, ...] = ()
+
+
+def default_overlap(manifest: Manifest) -> int:
+    """Frames that a window is given of the one before: models conditioned through channels take a single one."""
+    return 1 if manifest.conditioning.kind == "channels" else 1 + manifest.geometry.temporal
+
+
+def _default_frames(request: Request, manifest: Manifest) -> int:
+    """The bundle's own number, or as many as a window makes between the films that are given."""
+    if request.before is None:
+        return manifest.defaults.num_frames
+    window, overlap = request.window or manifest.defaults.num_frames, request.overlap or default_overlap(manifest)
+    temporal = manifest.geometry.temporal
+    return max(temporal, window - overlap - (max(temporal, overlap - 1) if request.after else 0))
+
+
+def bridge(request: Request, manifest: Manifest) -> Request:
+    """The way from the end of a resolved request's video back to its beginning: as much as a window makes."""
+    between = msgspec.structs.replace(
+        request, image=None, images=(), before="its end", after="its beginning", loop=False, num_frames=None, cues=()
+    )
+    return msgspec.structs.replace(between, num_frames=_default_frames(between, manifest))
 
 
 def resolve(request: Request, manifest: Manifest) -> Request:
@@ -59,7 +113,9 @@ def resolve(request: Request, manifest: Manifest) -> Request:
         negative_prompt=_or(request.negative_prompt, defaults.negative_prompt),
         width=_or(request.width, defaults.width),
         height=_or(request.height, defaults.height),
-        num_frames=_or(request.num_frames, defaults.num_frames),
+        num_frames=_or(request.num_frames, _default_frames(request, manifest)),
+        window=_or(request.window, defaults.num_frames),
+        overlap=_or(request.overlap, default_overlap(manifest)),
         fps=_or(request.fps, defaults.fps),
         num_inference_steps=_or(request.num_inference_steps, defaults.num_inference_steps),
         guidance_scale=_or(request.guidance_scale, manifest.experts[0].guidance_scale),
@@ -69,7 +125,9 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     problems = [
         *_size_problems(filled, manifest),
         *_frame_problems(filled, manifest),
+        *_window_problems(filled, manifest),
         *_number_problems(filled, manifest),
+        *_speed_problems(filled, manifest),
         *_image_problems(filled, manifest),
     ]
     if problems:
@@ -107,16 +165,40 @@ def _nearest(value: int, multiple: int, most: int) -> int:
 
 def _frame_problems(request: Request, manifest: Manifest) -> list[str]:
     temporal, count = manifest.geometry.temporal, request.num_frames
-    most = 1 + temporal * (manifest.geometry.positions - 1)
     if not _whole(count) or count is None:
         return [f"{count!r} frames is not a whole number"]
-    if 1 <= count <= most and (count - 1) % temporal == 0:
+    first = 0 if request.before is not None else 1
+    least = first or temporal
+    if least <= count <= _MAX_FRAMES and (count - first) % temporal == 0:
         return []
-    nearest = min(max(1 + temporal * round((count - 1) / temporal), 1), most)
-    return [
-        f"{count} frames: this model makes 1 + {temporal}·k frames, up to {most}; "
-        f"nearest: {nearest}. Use --frames {nearest}"
-    ]
+    most = first + (_MAX_FRAMES - first) // temporal * temporal
+    nearest = min(max(first + temporal * round((count - first) / temporal), least), most)
+    made = f"1 + {temporal}·k frames" if first else f"{temporal}·k frames after a film"
+    return [f"{count} frames: this model makes {made}, up to {most}; nearest: {nearest}. Use --frames {nearest}"]
+
+
+def _window_problems(request: Request, manifest: Manifest) -> list[str]:
+    temporal, window, overlap = manifest.geometry.temporal, request.window, request.overlap
+    most = 1 + temporal * (manifest.geometry.positions - 1)
+    problems = []
+    if not _whole(window) or window is None or not temporal < window <= most or (window - 1) % temporal:
+        nearest = 1 + temporal * min(max(round(((window or 0) - 1) / temporal), 1), manifest.geometry.positions - 1)
+        problems.append(
+            f"windows of {window} frames: this model makes 1 + {temporal}·k at a time, {1 + temporal} to {most}; "
+            f"nearest: {nearest}. Use --window {nearest}"
+        )
+    elif not _whole(overlap) or overlap is None or not 1 <= overlap < window or (overlap - 1) % temporal:
+        nearest = 1 + temporal * min(max(round(((overlap or 0) - 1) / temporal), 0), (window - 1) // temporal - 1)
+        problems.append(
+            f"windows that overlap by {overlap} frames: expected 1 + {temporal}·k, less than the window's {window}; "
+            f"nearest: {nearest}. Use --overlap {nearest}"
+        )
+    elif manifest.conditioning.kind == "channels" and overlap != 1:
+        problems.append(f"{manifest.name} can be given one frame of the window before, not {overlap}. Use --overlap 1")
+    times = [cue.start for cue in request.cues]
+    if not all(math.isfinite(t) and t > 0 for t in times) or times != sorted(set(times)):
+        problems.append(f"prompts begin at {times} seconds: expected rising times after 0. Put them in order")
+    return problems
 
 
 def _number_problems(request: Request, manifest: Manifest) -> list[str]:
@@ -139,7 +221,36 @@ def _number_problems(request: Request, manifest: Manifest) -> list[str]:
     return problems
 
 
+def _speed_problems(request: Request, manifest: Manifest) -> list[str]:
+    if request.speed is None:
+        return []
+    level = manifest.speeds.get(request.speed)
+    if level is None:
+        offered = f"it has: {', '.join(manifest.speeds)}. Use --speed" if manifest.speeds else "it has none"
+        return [
+            f"{manifest.name} has no speed level {request.speed!r}; {offered}. "
+            f"`kinograph calibrate BUNDLE --skip {request.speed}` finds one"
+        ]
+    if request.num_inference_steps == level.steps and request.solver == manifest.solver.name:
+        return []
+    return [
+        f"speed level {request.speed!r} leaves out some of {level.steps} steps of the {manifest.solver.name} solver, "
+        f"this run has {request.num_inference_steps} of {request.solver}. Leave out --speed, or --steps and --solver"
+    ]
+
+
 def _image_problems(request: Request, manifest: Manifest) -> list[str]:
-    if manifest.conditioning.image_required and request.image is None:
+    given = [request.image, request.before, *(still.path for still in request.images)]
+    if manifest.conditioning.image_required and not any(given):
         return [f"{manifest.name} makes a video from a picture, and none was given. Use --image FILE"]
-    return []
+    count = request.num_frames or 0
+    problems = [
+        f"--image {still.path}@{still.frame}: the video has frames 0 to {count - 1}, or -{count} to -1 from its end"
+        for still in request.images
+        if not -count <= still.frame < count
+    ]
+    if request.loop and (request.before is not None or request.after is not None):
+        problems.append("a loop leads back to its own beginning, so it cannot be given other films. Leave out --loop")
+    if manifest.conditioning.kind == "channels" and (request.images or request.after is not None or request.loop):
+        problems.append(f"{manifest.name} takes a first frame, and nothing later. Give one --image, or --extend")
+    return problems

@@ -29,7 +29,8 @@ class Step:
     `timestep` is what the model is given, in its own units (0 … train_timesteps). The step leads from noise level
     `sigma` to `sigma_next`, both in [0, 1]. `coefficients` is float32 [K+1, K+3], read-only: rows are the next sample
     and the next history (K); columns are the sample, the history (K), the prediction (the flow velocity v = noise − x₀)
-    and noise. What a solver does not use is zero. The history starts as zeros.
+    and noise. What a solver does not use is zero. The history starts as zeros. A step that is not `guided` runs with
+    the prompt's row alone, whatever the guidance scale.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Step:
     sigma: float
     sigma_next: float
     coefficients: npt.NDArray[np.float32]
+    guided: bool = True
 
 
 @dataclass(frozen=True)

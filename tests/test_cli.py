@@ -72,7 +72,7 @@ class FakePipeline:
     def metadata(self, request: requests.Request) -> dict[str, str]:
         return {"prompt": request.prompt, "seed": str(request.seed)}
 
-    def run(self, request: requests.Request) -> Iterator[Any]:
+    def run(self, request: requests.Request, done: Any = None) -> Iterator[Any]:
         yield kinograph.StageStarted("text")
         yield kinograph.StageStarted("denoise")
         steps, total = request.num_inference_steps or 0, request.num_frames or 0

@@ -25,7 +25,7 @@ from kinograph.calibration.numerics import (
     signal_to_noise,
 )
 
-__all__ = ["ConvolutionPlan", "Int8", "Plan"]
+__all__ = ["ConvolutionPlan", "Halves", "Int8", "Plan"]
 
 Floats = npt.NDArray[np.float32]
 Halves = tuple[Statistics, Statistics]

@@ -1,0 +1,291 @@
+"""One film in the making: text, what is given, and window after window of denoising and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from kinograph.engines.protocol import Device, Engine
+from kinograph.errors import RequestError
+from kinograph.manifest import Expert, Manifest
+from kinograph.runtime import conditioning
+from kinograph.runtime.binding import Binding
+from kinograph.runtime.codec import Decoder
+from kinograph.runtime.conditioning import Piece
+from kinograph.runtime.denoise import Inputs, denoise, load_inputs
+from kinograph.runtime.embeddings import embed
+from kinograph.runtime.events import StageStarted, StepDone, WindowDone
+from kinograph.runtime.image import read_image
+from kinograph.runtime.noise import Generator as Noise
+from kinograph.runtime.request import Request, Still
+from kinograph.runtime.solvers import Step, schedule
+from kinograph.runtime.speed import shortened
+from kinograph.runtime.text import Tokenizer
+from kinograph.runtime.windows import Window, plan
+
+__all__ = ["Film", "Workshop"]
+
+Latents = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a film is made with: `engine` opens a component, `leave_stage` may close those that are open."""
+
+    device: Device
+    manifest: Manifest
+    tokenizer: Tokenizer
+    engine: Callable[[str], Engine]
+    leave_stage: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a film's frames come from: `context` known ones that go before, `made` new ones, `ending` known ones.
+
+    `window` and `overlap` are in latent frames.
+    """
+
+    temporal: int
+    context: int
+    made: int
+    ending: int
+    window: int
+    overlap: int
+
+    @property
+    def latents(self) -> int:
+        """Latent frames in all."""
+        return 1 + (self.context + self.made + self.ending - 1) // self.temporal
+
+
+class Film:
+    """Makes one film of a resolved request, led up to by the frames of `before`, and leading to those of `after`."""
+
+    def __init__(self, workshop: Workshop, request: Request, before: Pixels | None, after: Pixels | None) -> None:
+        self.shop, self.request = workshop, request
+        geometry, temporal = workshop.manifest.geometry, workshop.manifest.geometry.temporal
+        overlap = int(request.overlap or 1)
+        context = 0
+        if before is not None:  # as much as there is
+            context = 1 + temporal * min((overlap - 1) // temporal, (len(before) - 1) // temporal)
+            before = before[-context:]
+        if after is not None:
+            after = after[: max(temporal, overlap - 1)]
+        self.before, self.after = before, after
+        self.layout = Layout(
+            temporal,
+            context,
+            int(request.num_frames or 1),
+            0 if after is None else temporal * -(-len(after) // temporal),
+            1 + (int(request.window or 1) - 1) // temporal,
+            1 + (overlap - 1) // temporal,
+        )
+        place = self.layout
+        self.windows = plan(place.latents, place.window, place.overlap, place.ending // temporal)
+        self.size = (int(request.width or 0), int(request.height or 0))
+        self.cells = (self.size[1] // geometry.spatial, self.size[0] // geometry.spatial)
+        self._known: dict[int, Latents] = {}
+        self._made: dict[int, Latents] = {}  # the last latent frames, by number
+        self._shown: dict[int, Pixels] = {}  # the last frame of each of those
+
+    def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
+        """Everything that happens, new frames uint8 [T, H, W, 3] among it.
+
+        `done` are latents [1, C, F, H, W] that an interrupted run of the same film has made.
+        """
+        yield StageStarted("text")
+        texts = self._texts()
+        pieces = self._pieces()
+        if pieces:
+            yield StageStarted("image")
+        tokens = self._take_in(pieces)
+        noise = Noise(self.request.seed)
+        one = len(self.windows) == 1
+        if not one:
+            yield StageStarted("film")
+        with Decoder(
+            self.shop.device, lambda: self.shop.engine("decoder_first"), lambda: self.shop.engine("decoder_next")
+        ) as decoder:
+            for number, window in enumerate(self.windows):
+                shape = (1, self.shop.manifest.geometry.channels, window.count, *self.cells)
+                start = noise.normal(shape)
+                if done is not None and window.end <= done.shape[2]:
+                    new = done[:, :, window.start + window.given : window.end]
+                else:
+                    if one:
+                        yield StageStarted("denoise")
+                    inputs = Inputs(start, texts(window), *self._conditions(window, shape, tokens))
+                    latents = yield from self._denoise(inputs, number)
+                    new = latents[:, :, window.given : window.kept]
+                if one:
+                    yield StageStarted("decode")
+                yield from self._decoded(decoder, window, new)
+                yield WindowDone(number, len(self.windows), new)
+
+    # Text
+
+    def _texts(self) -> Callable[[Window], npt.NDArray[np.float32]]:
+        """The rows of text [B, L, D] of a window: what is told when it is shown, faded from one prompt to the next."""
+        request, manifest = self.request, self.shop.manifest
+        cues = request.cues or ()
+        prompts = [request.prompt, *(cue.prompt for cue in cues)]
+        guided = (request.guidance_scale or 1) > 1
+        negative = [request.negative_prompt or ""] if guided else []
+        rows = embed(
+            self.shop.device,
+            self.shop.engine("text_encoder"),
+            self.shop.tokenizer,
+            manifest.text,
+            [*prompts, *negative],
+        )
+        self.shop.leave_stage()
+        fps, temporal = float(request.fps or 1), manifest.geometry.temporal
+        starts = [0.0, *(cue.start for cue in cues), float("inf")]
+
+        def text(window: Window) -> npt.NDArray[np.float32]:
+            first = window.start + window.given
+            begin = max(0, temporal * (first - 1) + 1 - self.layout.context) / fps
+            end = max(begin + 1 / fps, (temporal * (window.end - 1) + 1 - self.layout.context) / fps)
+            shares = [max(0.0, min(end, b) - max(begin, a)) / (end - begin) for a, b in pairwise(starts)]
+            told = np.einsum("p,pld->ld", np.asarray(shares, np.float32), rows[: len(prompts)])
+            return np.stack([told, *rows[len(prompts) :]])
+
+        return text if cues else lambda window: np.stack([rows[0], *rows[len(prompts) :]])
+
+    # What is given
+
+    def _pieces(self) -> list[Piece]:
+        """Every picture and film that is given, placed."""
+        request, place = self.request, self.layout
+        width, height = self.size
+        stills = [Still(request.image)] if request.image is not None else []
+        pieces = []
+        for still in (*stills, *request.images):
+            number = still.frame + (place.made if still.frame < 0 else 0)
+            picture = conditioning.fit(
+                read_image(still.path), width, height, resample=Image.Resampling.LANCZOS, how=request.fit
+            )
+            pieces.append(Piece(picture[None], place.context + number))
+        if self.before is not None:
+            pieces.append(Piece(self.before, 0))
+        if self.after is not None:
+            pieces.append(Piece(self.after, place.context + place.made))
+        return pieces
+
+    def _take_in(self, pieces: Sequence[Piece]) -> npt.NDArray[np.float32] | None:
+        """Encode what is given; returns the image tokens of a model that reads them."""
+        manifest, request = self.shop.manifest, self.request
+        if not pieces:
+            return None
+        if "encoder_first" not in manifest.components:
+            raise RequestError(f"{manifest.name} cannot start from a picture: it has no encoder. Leave out --image")
+        if manifest.conditioning.kind == "channels":
+            self._shown[0] = pieces[0].frames[-1]
+        else:
+            for piece in pieces:
+                self._known |= conditioning.encode_piece(self.shop.device, self.shop.engine, manifest.geometry, piece)
+        self.shop.leave_stage()
+        if not manifest.conditioning.image_tokens:
+            return None
+        return self._tokens(pieces[0].frames[-1] if request.image is None else read_image(request.image))
+
+    def _tokens(self, picture: Pixels) -> npt.NDArray[np.float32]:
+        with Binding(self.shop.device, self.shop.engine("image_encoder"), {}) as binding:
+            height, width, _ = binding["pixels"].shape
+            binding.write("pixels", conditioning.fit(picture, width, height, resample=Image.Resampling.BICUBIC))
+            binding.run()
+            tokens: npt.NDArray[np.float32] = binding["tokens"].read()
+        self.shop.leave_stage()
+        return tokens
+
+    def _conditions(
+        self, window: Window, shape: tuple[int, int, int, int, int], tokens: npt.NDArray[np.float32] | None
+    ) -> tuple[conditioning.Given, npt.NDArray[np.float32] | None]:
+        """What a window is given, and the image tokens."""
+        device, engine, manifest = self.shop.device, self.shop.engine, self.shop.manifest
+        temporal, clip = manifest.geometry.temporal, manifest.conditioning.kind == "channels"
+        image = self._shown.get(window.start)
+        if window.start == 0 and not clip:
+            image = None
+        first = None
+        if image is not None:
+            first = conditioning.encode_start(device, engine, image, shape, temporal, clip=clip)
+            self.shop.leave_stage()
+        if clip:
+            given = conditioning.nothing_given(shape)
+            if first is not None and image is not None:
+                given.known[...] = first
+                given.mask[:, :, 0] = 1
+                if window.start > 0 and manifest.conditioning.image_tokens:
+                    tokens = self._tokens(image)
+            return given, tokens
+        return conditioning.given_in(window, shape, self._made | self._known, first), tokens
+
+    # The loop
+
+    def _denoise(self, inputs: Inputs, number: int) -> Generator[StepDone, None, Latents]:
+        request, manifest = self.request, self.shop.manifest
+        steps = self._steps()
+        total = len(steps) * len(self.windows)
+        _, _, frames, height, width = inputs.noise.shape
+        axes = {"B": inputs.text.shape[0], "F": frames, "H": height, "W": width}
+        first = next(e for e in manifest.experts if steps[0].timestep >= e.boundary)
+        current = first.component
+
+        def open_expert(expert: Expert) -> Engine:
+            nonlocal current
+            if expert.component != current:
+                current = expert.component
+                self.shop.leave_stage()
+            return self.shop.engine(expert.component)
+
+        with Binding(self.shop.device, self.shop.engine(first.component), axes) as binding:
+            load_inputs(binding, inputs)
+            for step in denoise(
+                binding,
+                inputs,
+                steps,
+                manifest.experts,
+                [float(request.guidance_scale or 1), float(request.guidance_scale_2 or 1)],
+                open_expert,
+                noised_known=manifest.conditioning.kind == "noised",
+            ):
+                yield StepDone(number * len(steps) + step.index, total, step.timestep, binding["sample"].read)
+            latents: Latents = binding["sample"].read()
+        self.shop.leave_stage()
+        return latents
+
+    def _steps(self) -> Sequence[Step]:
+        request, manifest = self.request, self.shop.manifest
+        solver = msgspec.structs.replace(manifest.solver, name=request.solver or manifest.solver.name)
+        steps = schedule(solver, int(request.num_inference_steps or 0))
+        return steps if request.speed is None else shortened(steps, manifest.speeds[request.speed])
+
+    def _decoded(self, decoder: Decoder, window: Window, new: Latents) -> Iterator[Pixels]:
+        """The frames of a window's new latents that belong to the result; remembers what the next window needs."""
+        temporal, place = self.shop.manifest.geometry.temporal, self.layout
+        number = window.start + window.given  # the film's latent frame
+        at = max(0, temporal * (number - 1) + 1) if number else 0  # and frame
+        for index in range(new.shape[2]):
+            self._made[number + index] = new[:, :, index : index + 1]
+        for frames in decoder.frames(new):
+            for offset, frame in enumerate(frames, at):
+                if offset % temporal == 0:
+                    self._shown[offset // temporal] = frame
+            begin, end = place.context - at, place.context + place.made - at
+            wanted = frames[max(0, begin) : max(0, end)]
+            at += len(frames)
+            if len(wanted):
+                yield wanted
+        for kept in (self._made, self._shown):
+            for old in [key for key in kept if key < window.end - place.window]:
+                del kept[old]
+        self.shop.leave_stage()

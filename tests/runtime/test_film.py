@@ -1,0 +1,196 @@
+"""Films made of windows, from pictures and films, on the starter: joins, loops, storyboards, and going on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kinograph
+from kinograph import Cue, FramesDecoded, Pipeline, Request, Still, WindowDone
+from kinograph.bundle import Bundle
+from kinograph.cli import main
+from kinograph.errors import RequestError
+from kinograph.runtime.clip import read_clip
+from kinograph.runtime.conditioning import Piece, encode_piece
+
+PROMPT = "a large red ball moves left on a plain navy background, flat style"
+STILL = "a large red ball stays still on a plain navy background, flat style"  # what can come before it is clear
+QUICK = {"num_inference_steps": 4, "guidance_scale": 1.0}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    with kinograph.load(device="cpu", variant="fp32") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def film(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    pipe(STILL, seed=1, num_inference_steps=8).save(path)
+    return path
+
+
+def frames_of(pipe: Pipeline, request: Request) -> np.ndarray:
+    events = [event for event in pipe.run(request) if isinstance(event, FramesDecoded)]
+    assert [event.index for event in events] == np.cumsum([0, *(len(e.frames) for e in events)])[:-1].tolist()
+    frames = np.concatenate([event.frames for event in events])
+    assert {event.total for event in events} == {len(frames)}
+    return frames
+
+
+def test_a_long_film_begins_as_a_short_one(pipe: Pipeline) -> None:
+    short = pipe(PROMPT, **QUICK).frames
+    long = pipe(PROMPT, num_frames=41, **QUICK).frames
+    assert len(long) == 41
+    assert np.abs(short.astype(int) - long[: len(short)]).max() <= 1
+    assert np.abs(np.diff(long.astype(float), axis=0)).mean((1, 2, 3)).max() < 40  # no cut
+
+
+def test_windows_can_be_longer(pipe: Pipeline) -> None:
+    events = list(pipe.run(Request(prompt=PROMPT, num_frames=33, window=33, **QUICK)))
+    assert sum(isinstance(event, WindowDone) for event in events) == 1
+    events = list(pipe.run(Request(prompt=PROMPT, num_frames=33, overlap=9, **QUICK)))
+    assert sum(isinstance(event, WindowDone) for event in events) == 3
+
+
+def test_a_film_is_continued_and_led_to(pipe: Pipeline, film: Path) -> None:
+    given = np.stack(list(read_clip(film, width=64, height=64, fps=8, how="crop")))
+    after = frames_of(pipe, Request(prompt=STILL, before=str(film), **QUICK))
+    assert len(after) == 17 + 12 and np.array_equal(after[:17], given)
+    before = frames_of(pipe, Request(prompt=STILL, after=str(film), num_frames=13, **QUICK))
+    assert len(before) == 13 + 17 and np.array_equal(before[13:], given)
+    between = frames_of(pipe, Request(prompt=STILL, before=str(film), after=str(film), **QUICK))
+    assert len(between) == 17 + 8 + 17
+    longer = frames_of(pipe, Request(prompt=STILL, before=str(film), after=str(film), num_frames=40, **QUICK))
+    assert len(longer) == 17 + 40 + 17
+    for frames, joins in ((after, (17,)), (before, (13,)), (between, (17, 25)), (longer, (17, 57))):
+        changes = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
+        assert all(changes[join - 1] < 4 * np.median(changes) + 4 for join in joins)
+
+
+def test_a_loop_leads_back(pipe: Pipeline) -> None:
+    frames = frames_of(pipe, Request(prompt=STILL, loop=True, num_inference_steps=8))
+    assert len(frames) == 17 + 8
+    changes = np.abs(np.diff(np.concatenate([frames, frames[:1]]).astype(float), axis=0)).mean((1, 2, 3))
+    assert changes[-1] < 4 * np.median(changes) + 4
+
+
+def test_pictures_come_where_they_are_asked_for(pipe: Pipeline, tmp_path: Path) -> None:
+    for name, colour in (("first", (30, 60, 200)), ("last", (220, 40, 40))):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+    images = (Still(str(tmp_path / "first.png")), Still(str(tmp_path / "last.png"), -1))
+    frames = frames_of(pipe, Request(prompt=PROMPT, images=images, **QUICK))
+    assert frames[0, ..., 2].mean() > frames[0, ..., 0].mean()
+    assert frames[-1, ..., 0].mean() > frames[-1, ..., 2].mean()
+    same = frames_of(pipe, Request(prompt=PROMPT, image=str(tmp_path / "first.png"), **QUICK))
+    again = frames_of(pipe, Request(prompt=PROMPT, images=images[:1], **QUICK))
+    assert np.array_equal(same, again)
+
+
+def test_a_piece_of_the_beginning_is_encoded_as_the_whole_is(pipe: Pipeline) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    geometry = pipe.bundle.manifest.geometry
+
+    def encoded(piece: Piece) -> dict[int, np.ndarray]:
+        return encode_piece(pipe.device, lambda name: pipe.device.open(pipe.bundle, name, "fp32"), geometry, piece)
+
+    whole = encoded(Piece(frames, 0))
+    assert sorted(whole) == [0, 1, 2]
+    part = encoded(Piece(frames[:3], 0))  # its last frame stands for the rest of the latent frame
+    assert sorted(part) == [0, 1] and np.allclose(part[0], whole[0], atol=1e-4)
+    later = encoded(Piece(frames, 6))  # frames 6 to 14, of latent frames 2 to 4
+    assert sorted(later) == [2, 3, 4]
+
+
+def test_prompts_follow_each_other(pipe: Pipeline) -> None:
+    cues = (Cue(1.5, "a small green star stays still on a plain white background, flat style"),)
+    told = frames_of(pipe, Request(prompt=PROMPT, cues=cues, num_frames=41, num_inference_steps=8))
+    plain = frames_of(pipe, Request(prompt=PROMPT, num_frames=41, num_inference_steps=8))
+    assert not np.array_equal(told[-12:], plain[-12:])
+    fewer = frames_of(pipe, Request(prompt=PROMPT, cues=(Cue(9.0, "a ball"),), num_frames=41, num_inference_steps=8))
+    assert np.array_equal(fewer, plain)  # it never comes to that
+
+
+def test_a_run_goes_on_to_the_same_film(pipe: Pipeline) -> None:
+    request = Request(prompt=PROMPT, num_frames=41, **QUICK)
+    whole, made = [], []
+    for event in pipe.run(request):
+        if isinstance(event, FramesDecoded):
+            whole.append(event.frames)
+        elif isinstance(event, WindowDone):
+            made.append(event.latents)
+    for count in range(1, len(made) + 1):
+        events = list(pipe.run(request, np.concatenate(made[:count], axis=2)))
+        again = [event.latents for event in events if isinstance(event, WindowDone)]
+        assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
+        frames = [event.frames for event in events if isinstance(event, FramesDecoded)]
+        assert np.array_equal(np.concatenate(frames), np.concatenate(whole))
+    decoded = np.concatenate([event.frames for event in pipe.decode(np.concatenate(made, axis=2))])
+    assert np.abs(decoded.astype(int) - np.concatenate(whole)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"window": 18}, "Use --window 17"),
+        ({"overlap": 6}, "Use --overlap 5"),
+        ({"overlap": 17}, "Use --overlap 13"),
+        ({"before": "x.mp4", "num_frames": 9}, "4·k frames after a film"),
+        ({"before": "none.mp4"}, "none.mp4' cannot be opened"),
+        ({"images": (Still("x.png", 17),)}, "x.png@17: the video has frames 0 to 16"),
+        ({"loop": True, "after": "x.mp4"}, "Leave out --loop"),
+        ({"cues": (Cue(2.0, "a"), Cue(1.0, "b"))}, "Put them in order"),
+        ({"cues": (Cue(2.0, "ball " * 1000),)}, "tokens"),
+    ],
+)
+def test_what_cannot_be_done_is_said_first(pipe: Pipeline, fields: dict[str, object], said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        next(event for event in pipe.run(Request(prompt=PROMPT, **fields)) if not isinstance(event, str))
+        list(pipe.run(Request(prompt=PROMPT, **fields)))
+    assert said in str(caught.value)
+
+
+def test_the_command_line(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video, kept = tmp_path / "out.mp4", tmp_path / "film.safetensors"
+    options = ["--steps", "4", "--guidance", "1", "--json", "--frames", "29", "--latents", str(kept)]
+    assert main(["generate", PROMPT, *options, "-o", str(video)]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["num_frames"] == 29
+    data = video.read_bytes()
+    assert main(["generate", PROMPT, *options, "-o", str(video), "--force", "--resume"]) == 0
+    assert video.read_bytes() == data
+    capsys.readouterr()
+    changed = [*options[:-4], "--frames", "33", *options[-2:]]
+    assert main(["generate", PROMPT, *changed, "-o", str(video), "--force", "--resume"]) == 3
+    assert "num_frames 29, expected 33" in capsys.readouterr().err
+    assert video.read_bytes() == data
+    assert main(["decode", str(kept), "-o", str(tmp_path / "again.gif"), "--fps", "4"]) == 0
+    assert main(["decode", str(film), "-o", str(tmp_path / "no.gif")]) == 3
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("0:02 a small green star stays still on a plain white background, flat style\n\n")
+    still = tmp_path / "still.png"
+    Image.new("RGB", (80, 40), (20, 200, 90)).save(still)
+    more = ["--image", f"{still}@-1", "--fit", "pad", "--prompts", str(prompts), "--steps", "2", "--json"]
+    assert main(["generate", PROMPT, *more, "--seconds", "4", "-o", str(tmp_path / "more.mp4")]) == 0
+    capsys.readouterr()
+    prompts.write_text("two seconds in, a star\n")
+    assert main(["generate", PROMPT, *more, "-o", str(tmp_path / "no.mp4")]) == 2
+    assert "line 1: expected a time and a prompt" in capsys.readouterr().err
+    assert main(["generate", PROMPT, "--join", str(film), str(film), "--extend", str(film)]) == 2
+
+
+def test_a_bundle_without_an_encoder_says_so(pipe: Pipeline, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    manifest = pipe.bundle.manifest
+    import msgspec
+
+    components = {name: one for name, one in manifest.components.items() if not name.startswith("encoder")}
+    bundle = Bundle(pipe.bundle.path, msgspec.structs.replace(manifest, components=components), "0", pipe.bundle._files)
+    with pytest.raises(RequestError, match="has no encoder"):
+        list(Pipeline(bundle, pipe.device).run(Request(prompt=PROMPT, image=str(tmp_path / "a.png"))))

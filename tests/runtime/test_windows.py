@@ -1,0 +1,37 @@
+"""Windows: every latent frame is made once, from what was there before it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinograph.runtime.windows import Window, plan
+
+
+@given(total=st.integers(1, 200), length=st.integers(2, 21), data=st.data())
+def test_every_frame_is_made_once(total: int, length: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(1, length - 1))
+    ending = data.draw(st.integers(0, min(length - overlap, total - 1)))
+    windows = plan(total, length, overlap, ending)
+    done = 0
+    for window in windows:
+        assert window.start + window.given == done and window.given < window.kept <= window.count <= length
+        assert window.given >= (overlap if done else 0)
+        done = window.end
+    assert done == total
+    if total > length:
+        assert all(window.count == length for window in windows)
+    if ending:
+        assert windows[-1].start + windows[-1].count == total
+
+
+def test_a_short_film_is_one_run() -> None:
+    assert plan(4, 5, 2) == [Window(0, 4, 0, 4)]
+
+
+def test_the_rest_of_the_last_window_is_dropped() -> None:
+    assert plan(6, 5, 2) == [Window(0, 5, 0, 5), Window(3, 5, 2, 3)]
+
+
+def test_a_known_end_is_in_view_of_what_leads_to_it() -> None:
+    assert plan(6, 5, 2, 1) == [Window(0, 5, 0, 3), Window(1, 5, 2, 5)]

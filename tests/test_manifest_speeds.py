@@ -1,0 +1,36 @@
+"""Speed levels in a manifest: what cannot be run is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from kinograph.bundle.speed_check import speed_problems
+from kinograph.manifest import Skip, Speed
+from kinograph.runtime.locate import open_bundle
+
+GOOD = Speed(
+    steps=24, guided=(1, 20), skipped=(Skip(step=3, latest=1.0),), rows=40, every_row=48, psnr_db=30, ssim=1, videos=2
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"steps": 5000}, "steps: got 5000, expected at most 1000"),
+        ({"skipped": (Skip(step=24, latest=1.0),)}, "skipped: expected rising steps below 24"),
+        ({"skipped": (Skip(step=3, latest=1.0), Skip(step=3, latest=1.0))}, "skipped: expected rising steps"),
+        ({"guided": (5, 4)}, "guided: got 5 to 4"),
+        ({"guided": (0, 25)}, "guided: got 0 to 25"),
+        ({"rows": 49}, "rows: got 49, expected at most every_row, 48"),
+    ],
+)
+def test_a_level_that_cannot_be_run_is_refused(change: dict[str, Any], said: str | None) -> None:
+    with open_bundle(None) as bundle:
+        level = msgspec.structs.replace(GOOD, **change)
+        problems = list(speed_problems(msgspec.structs.replace(bundle.manifest, speeds={"fast": level})))
+    assert len(problems) == (said is not None)
+    assert said is None or problems[0].startswith(f"speeds.fast.{said}")
