@@ -74,7 +74,7 @@ def main() -> None:
         write_checkpoint("wan2.1-1.3b", checkpoint, 1 << 27)
         run("export", "export", str(checkpoint), str(bundle), "--no-parity", "--quiet", *_GEOMETRY)
         shutil.rmtree(checkpoint)
-    quick = ("--runs", "2", "--videos", "1", "--no-scan", "--force", "--quiet")
+    quick = ("--runs", "1", "--videos", "1", "--no-scan", "--force", "--quiet")
     run("calibrate", "calibrate", str(bundle), "--prompts", str(prompts), *quick)
     print_sizes(bundle)
     for variant in ("fp32", "int8"):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kinograph.calibration import CalibrationOptions, Progress
 from kinograph.calibration.draft import VariantDraft
+from kinograph.calibration.judging import Judge, agreement, worse
 from kinograph.calibration.loop import FLOAT, Experts, Loop, Moment, Start
 from kinograph.calibration.numerics import signal_to_noise
 from kinograph.calibration.quality import Bars, psnr, ssim
@@ -20,7 +21,7 @@ from kinograph.engines.protocol import Contents, Engine
 from kinograph.manifest import Manifest, Quality
 from kinograph.runtime.codec import decode
 
-__all__ = ["Layer", "Report", "compare", "why_not"]
+__all__ = ["Exam", "Layer", "Report", "compare", "why_not"]
 
 Frames = npt.NDArray[np.uint8]
 
@@ -62,42 +63,56 @@ class Report:
     decode_seconds: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Exam:
+    """What a variant is held against: prompts and noise, embedded by the float text encoder and by the variant's.
+
+    `judged` are those of the judge's own prompts, from the first on, if there is a judge.
+    """
+
+    starts: tuple[Sequence[Start], Sequence[Start]]
+    judge: Judge | None
+    judged: tuple[Sequence[Start], Sequence[Start]]
+
+
 def compare(
     loop: Loop,
     work: Mapping[str, Work],
     drafts: tuple[VariantDraft, VariantDraft],
-    starts: tuple[Sequence[Start], Sequence[Start]],
+    exam: Exam,
     options: CalibrationOptions,
     progress: Progress,
 ) -> tuple[Report, list[tuple[Frames, Frames]]]:
     """Hold a variant against the float graphs: every step of runs, and videos.
 
-    `drafts` are the variant and its control; `starts` the same prompts and noise, embedded by the float text encoder
-    and by the variant's. Also returns the videos, by the float graphs and by the variant.
+    `drafts` are the variant and its control. Also returns the videos, by the float graphs and by the variant.
     """
     quantised, control = (one.trial(loop.bundle) for one in drafts)
-    moments = loop.reference(starts[0], progress)
+    moments = loop.reference(exam.starts[0], progress)
     velocity = _velocities(loop, quantised, moments)
     control_db = _velocities(loop, control, moments)
-    pairs = []
-    with _videos(loop, loop.bundle) as before, _videos(loop, quantised) as after:
-        for number, (start, other) in enumerate(zip(*starts, strict=True), 1):
-            pairs.append((before.make(start), after.make(other)))
-            progress("compare", number, len(starts[0]))
+    count = len(exam.starts[0])
+    with _videos(loop, loop.bundle) as before:
+        originals = before.all([*exam.starts[0], *exam.judged[0]], "compare float", progress)
+    with _videos(loop, quantised) as after:
+        copies = after.all([*exam.starts[1], *exam.judged[1]], "compare", progress)
+    pairs = list(zip(originals[:count], copies[:count], strict=True))
+    name = loop.bundle.manifest.judge
+    judged = agreement(name, exam.judge, originals[count:], copies[count:]) if name and exam.judge else None
     bars = Bars()
     figures = {
         "velocity_db": min(velocity.values()),
         "psnr_db": float(np.mean([psnr(*pair) for pair in pairs])),
         "ssim": float(np.mean([ssim(*pair) for pair in pairs])),
     }
-    passed = all(figures[name] >= getattr(bars, name) for name in figures)
-    quality = Quality(recipe=options.recipe, videos=len(pairs), passed=passed, **figures)
+    passed = all(figures[name] >= getattr(bars, name) for name in figures) and not (judged and worse(judged))
+    quality = Quality(recipe=options.recipe, videos=len(pairs), passed=passed, judged=judged, **figures)
     report = Report(
         variant=options.recipe,
         quality=quality,
         velocity_db=velocity,
         control_db=control_db,
-        text_db=_text_db(*starts) if "text_encoder" in work else None,
+        text_db=_text_db(*exam.starts) if "text_encoder" in work else None,
         layers=[layer for name, own in work.items() for layer in _layers(name, own)],
         bytes_before=_float_bytes(loop.bundle.manifest, work),
         bytes_after=drafts[0].bytes,
@@ -146,8 +161,15 @@ class _Videos:
     def decode_seconds(self) -> float:
         return float(np.median(self._decodes))
 
-    def make(self, start: Start) -> Frames:
-        """Frames [T, H, W, 3]."""
+    def all(self, starts: Sequence[Start], stage: str, progress: Progress) -> list[Frames]:
+        """A video [T, H, W, 3] from each start."""
+        found = []
+        for number, start in enumerate(starts, 1):
+            found.append(self._make(start))
+            progress(stage, number, len(starts))
+        return found
+
+    def _make(self, start: Start) -> Frames:
         began = time.perf_counter()
         for _, binding in self._loop.run(start, self._experts.open):
             latents = binding["sample"].read()
@@ -177,6 +199,7 @@ def _text_db(starts: Sequence[Start], others: Sequence[Start]) -> float:
 
 
 def why_not(report: Report) -> str:
+    """What of the gate a variant missed."""
     bars, quality = Bars(), report.quality
     figures = [
         f"{label} {getattr(quality, name):.3g}{unit}, expected at least {getattr(bars, name):g}"
@@ -187,6 +210,13 @@ def why_not(report: Report) -> str:
         )
         if getattr(quality, name) < getattr(bars, name)
     ]
+    if quality.judged:
+        lost = {name: quality.judged.attributes[name] for name in worse(quality.judged)}
+        figures += [
+            f"{name} was right in {one.right} of {one.prompts} videos and is lost in {one.lost}, gained in "
+            f"{one.gained}, expected no more than chance explains"
+            for name, one in lost.items()
+        ]
     return (
         f"the {report.variant} variant missed its gate and was not written: {'; '.join(figures)}. "
         "Calibrate with prompts like those it will be used with (--prompts), or write it anyway with --force"

@@ -53,11 +53,8 @@ def draft(bundle: Bundle, work: Mapping[str, Work], name: str, folder: Path, *, 
         (folder / place).mkdir(parents=True, exist_ok=True)
         for _ in weights.write(folder / place):
             pass
-        external = weights.external()
+        weights.link()
         for one, model in models.items():
-            for value in model.graph.initializers.values():
-                if value.name in external:
-                    value.const_value = external[value.name]
             base = bundle.component(one).variants[FLOAT]
             graph = f"{place}/{posixpath.basename(base.graph)}"
             (folder / graph).write_bytes(ir.to_proto(model).SerializeToString())

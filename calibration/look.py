@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ def look_at_decoder(loop: Loop, latents: Sequence[Latents], journal: Journal, pr
     return work
 
 
-def _taken(work: dict[str, Work]) -> Arrays:
+def _taken(work: dict[str, Work]) -> dict[str, npt.NDArray[Any]]:
     """What every component has seen in a run."""
     return {f"{name}/{key}": array for name, own in work.items() for key, array in own.watch.take().items()}
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kinograph.bundle import Bundle
 from kinograph.calibration import RECIPES, CalibrationOptions, Progress
-from kinograph.calibration.compare import Report, compare, why_not
+from kinograph.calibration.compare import Exam, Report, compare, why_not
 from kinograph.calibration.draft import draft
 from kinograph.calibration.html import page
 from kinograph.calibration.journal import Arrays, Journal, open_journal
+from kinograph.calibration.judging import Judge
 from kinograph.calibration.layers import open_graph
 from kinograph.calibration.look import look, look_at_decoder
 from kinograph.calibration.loop import FLOAT, Loop, Start
@@ -28,7 +29,9 @@ _VELOCITY_DB = 30.0  # up to which layers of the step are left as they are
 _FRAMES_DB = 35.0  # the same for layers of the decoder
 
 
-def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
+def run(
+    path: Path, options: CalibrationOptions, progress: Progress, judges: Mapping[str, Callable[[], Judge]]
+) -> Report:
     """See `kinograph.calibration.calibrate`."""
     if options.recipe not in RECIPES:
         raise UsageError(f"unknown recipe {options.recipe!r}; expected one of: {', '.join(RECIPES)}. Use --recipe.")
@@ -56,7 +59,12 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
             made = draft(bundle, work, options.recipe, journal.folder / "variant")
             control = draft(bundle, steps, options.recipe, journal.folder / "control", control=True)
             others = loop.starts(held, text, made.trial(bundle), first_seed=len(looked))
-            report, videos = compare(loop, work, (made, control), (compared, others), options, progress)
+            name = bundle.manifest.judge
+            judge = judges[name]() if name and name in judges else None
+            asked = judge.prompts(options.judged) if judge else []
+            judged = loop.starts(asked, text), loop.starts(asked, text, made.trial(bundle))
+            exam = Exam((compared, others), judge, judged)
+            report, videos = compare(loop, work, (made, control), exam, options, progress)
             if not report.quality.passed and not options.force:
                 raise NumericError(why_not(report))
             write(bundle, path, made, report, page(bundle.manifest.name, report, videos), progress)

@@ -51,13 +51,12 @@ def store_weights(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]]) -> N
     Each output channel has a scale of its own, and so has each row of a table. Small tensors stay as they are.
     """
     for name, value in list(model.graph.initializers.items()):
-        if name not in weights or weights[name].size < _FEWEST or value.is_graph_output():
+        if name not in weights or weights[name].size < _FEWEST or value.is_graph_output() or not value.uses():
             continue
         uses = list(value.uses())
-        axes = {_channels(use.node, use.idx) for use in uses}
-        if len(axes) != 1 or None in axes:
+        axis, *others = {_channels(use.node, use.idx) for use in uses}
+        if axis is None or others:
             continue
-        (axis,) = axes
         scale = weight_scale(weights[name], axis)
         stored = _later(model, f"{name}.int8", weights[name], scale, axis)
         scales = constant(model, f"{name}.scale", scale)

@@ -106,20 +106,22 @@ class Int8:
         """
         samples = [(fitted, tried, [tried.sample @ weight for weight in weights]) for fitted, tried in _crossed(halves)]
 
-        def error(alpha: float | None, kept: float) -> float:
-            found = []
+        def errors(alpha: float | None, shares: Sequence[float]) -> dict[float, float]:
+            found: dict[float, list[float]] = {kept: [] for kept in shares}
             for fitted, tried, products in samples:
                 smoothing = None if alpha is None else _smoothing(fitted.largest, weights, alpha)
-                form = _range(fitted, smoothing, kept)
                 formed = [_formed(weight, smoothing, self.per_channel) for weight in weights]
-                x = fake_quantised(_divided(tried.sample, smoothing), form)
-                got = [x @ (weight.values * weight.scale) for weight in formed]
-                found.append(signal_to_noise(np.hstack(products), np.hstack(got)))
-            return float(np.mean(found))
+                back = [weight.values * weight.scale for weight in formed]
+                divided = _divided(tried.sample, smoothing)
+                for kept in shares:
+                    x = fake_quantised(divided, _range(fitted, smoothing, kept))
+                    got = [x @ weight for weight in back]
+                    found[kept].append(signal_to_noise(np.hstack(products), np.hstack(got)))
+            return {kept: float(np.mean(every)) for kept, every in found.items()}
 
-        alphas = {alpha: error(alpha, 1.0) for alpha in (None, *(_ALPHAS if self.smooth else ()))}
+        alphas = {alpha: errors(alpha, (1.0,))[1.0] for alpha in (None, *(_ALPHAS if self.smooth else ()))}
         alpha = max(alphas, key=lambda one: alphas[one])
-        cuts = {1.0: alphas[alpha], **{kept: error(alpha, kept) for kept in (_CUTS if self.cut else ())}}
+        cuts = errors(alpha, (1.0, *(_CUTS if self.cut else ())))
         kept = max(cuts, key=lambda one: cuts[one])
         every = halves[0].together(halves[1])
         smoothing = None if alpha is None else _smoothing(every.largest, weights, alpha)
