@@ -117,8 +117,8 @@ def _judged(judged: Judged) -> str:
     titles = ("prompts", "right, float", "right, quantised", "same verdict", "lost", "gained")
     head = f"<tr><th>attribute</th>{''.join(f'<th class=n>{title}</th>' for title in titles)}</tr>"
     return f"""<h2>What the videos show</h2>
-<p>Of {judged.prompts} prompts both made a video from the same noise, and the judge {escape(judged.judge)} told what each
-shows. A variant that is as good as the float one loses about as many as it gains.</p>
+<p>Of {judged.prompts} prompts both made a video from the same noise, and the judge {escape(judged.judge)} told what
+each shows. A variant that is as good as the float one loses about as many as it gains.</p>
 <table>{head}{"".join(rows)}</table>"""
 
 

@@ -59,8 +59,8 @@ def run(
             made = draft(bundle, work, options.recipe, journal.folder / "variant")
             control = draft(bundle, steps, options.recipe, journal.folder / "control", control=True)
             others = loop.starts(held, text, made.trial(bundle), first_seed=len(looked))
-            name = bundle.manifest.judge
-            judge = judges[name]() if name and name in judges else None
+            named = bundle.manifest.judge
+            judge = judges[named]() if named and named in judges else None
             asked = judge.prompts(options.judged) if judge else []
             judged = loop.starts(asked, text), loop.starts(asked, text, made.trial(bundle))
             exam = Exam((compared, others), judge, judged)

@@ -15,8 +15,7 @@ from kinograph.errors import UsageError, escape
 
 if TYPE_CHECKING:
     from kinograph.calibration.compare import Report
-    from kinograph.manifest import Judged
-    from kinograph.manifest import Speed
+    from kinograph.manifest import Judged, Speed
 
 __all__ = ["read_prompts", "report_text", "speeds_text"]
 

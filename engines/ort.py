@@ -30,7 +30,8 @@ __all__ = ["OrtDevice"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
-_PACKED_SHARE = 0.4  # of the memory: larger weights are used where they are mapped, at half the speed
+_COPIED_SHARE = 0.4  # of the memory: of larger weights there is no copy, which costs speed
+_USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -80,13 +81,19 @@ class OrtEngine:
         weights = _map_weights(model, bundle, variant)
         for rewrite in CPU_REWRITES:
             rewrite(model, weights)
+        large = sum(array.nbytes for array in weights.values()) > _COPIED_SHARE * memory_bytes()
+        mapped = _as_inputs(model, weights) if large else {}
         for name, array in weights.items():
             _set_placeholder(model.graph.initializers[name], array)
         self.inputs = _declared(variant.inputs, model.graph.inputs)
         self.outputs = _declared(variant.outputs, model.graph.outputs)
-        self._weights = weights  # the session reads them in place
+        self._weights = weights | mapped  # the session reads them in place
         self._session: ort.InferenceSession | None = self._start(model, weights, threads)
         self._binding = self._session.io_binding()
+        for name, array in mapped.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            self._values.append(value)
+            self._binding.bind_ortvalue_input(name, value)
         self._bound: dict[str, HostBuffer] = {}
 
     def _start(self, model: ir.Model, weights: Mapping[str, Array], threads: int) -> ort.InferenceSession:
@@ -94,8 +101,6 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if sum(array.nbytes for array in weights.values()) > _PACKED_SHARE * memory_bytes():
-            options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights are a second copy
         self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), self._values)
         try:
@@ -161,6 +166,23 @@ def _map_weights(model: ir.Model, bundle: Contents, variant: Variant) -> dict[st
         else:
             weights[name] = data.view(tensor.dtype.numpy()).reshape(shape)
     return weights
+
+
+def _as_inputs(model: ir.Model, weights: dict[str, Array]) -> dict[str, Array]:
+    """Make the float weights of products and look-ups inputs of the graph; takes them out of `weights`.
+
+    ONNX Runtime keeps its own copy of every initializer, packed for its kernels. Inputs it reads where they lie, which
+    is in the bundle's memory-mapped file: the system takes their memory back wherever it needs it.
+    """
+    mapped: dict[str, Array] = {}
+    for name in list(weights):
+        value = model.graph.initializers[name]
+        if weights[name].dtype == np.float32 and {use.node.op_type for use in value.uses()} <= _USED_IN_PLACE:
+            mapped[name] = weights.pop(name)
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return mapped
 
 
 def _set_placeholder(value: ir.Value, array: Array) -> None:

@@ -121,7 +121,7 @@ class Int8:
 
         alphas = {alpha: errors(alpha, (1.0,))[1.0] for alpha in (None, *(_ALPHAS if self.smooth else ()))}
         alpha = max(alphas, key=lambda one: alphas[one])
-        cuts = errors(alpha, (1.0, *(_CUTS if self.cut else ())))
+        cuts = {1.0: alphas[alpha]} | (errors(alpha, _CUTS) if self.cut else {})
         kept = max(cuts, key=lambda one: cuts[one])
         every = halves[0].together(halves[1])
         smoothing = None if alpha is None else _smoothing(every.largest, weights, alpha)
