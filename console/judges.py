@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,9 +13,8 @@ __all__ = ["JUDGES"]
 
 
 def _starter_world() -> Judge:
-    from kinograph.starter.judging import StarterJudge
-
-    return StarterJudge()
+    judge: Judge = import_module("kinograph.starter.judging").StarterJudge()  # by name: nothing else here needs it
+    return judge
 
 
 JUDGES: Mapping[str, Callable[[], Judge]] = {"starter-world": _starter_world}
