@@ -298,6 +298,7 @@ def decode(latents: str, bundle: str | None, quiet: bool, **options: Any) -> Non
 @click.option("--steps", "num_inference_steps", type=int, help="Default denoising steps.  [default: the family's]")
 @click.option("--guidance", "guidance_scale", type=float, help="Default guidance scale.  [default: the family's]")
 @click.option("--licence", help="The checkpoint's licence, to be kept in the bundle.")
+@click.option("--judge", help="Who can tell what the model's videos show: starter-world, for the starter's own.")
 @_force_option
 @_json_option
 @_quiet_option
@@ -327,6 +328,7 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 @click.option("--prompts", metavar="FILE", help="Prompts to calibrate with, one a line.  [default: the project's own]")
 @click.option("--runs", type=click.IntRange(1, 4096), default=16, show_default=True, help="Prompts looked into.")
 @click.option("--videos", type=click.IntRange(1, 256), default=8, show_default=True, help="Further ones compared.")
+@click.option("--judged", type=click.IntRange(1, 4096), default=40, show_default=True, help="Prompts a judge asks for.")
 @click.option("--scan/--no-scan", default=True, show_default=True, help="Measure every layer's effect on the velocity.")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @click.option("--force", is_flag=True, help="Replace what is there; write a variant even if it misses the gate.")
@@ -342,12 +344,13 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
     from kinograph.calibration import CalibrationOptions, find_speeds
     from kinograph.calibration import calibrate as quantise
     from kinograph.console.calibrate import read_prompts, report_text, speeds_text
+    from kinograph.console.judges import JUDGES
 
     chosen = CalibrationOptions(prompts=read_prompts(prompts), recipe=recipe or "int8", **options)
     report = None
     with Console(quiet=quiet) as console:
         if recipe or not chosen.skip:
-            report = quantise(Path(bundle), chosen, _staged(console))
+            report = quantise(Path(bundle), chosen, _staged(console), JUDGES)
         speeds = find_speeds(Path(bundle), chosen, _staged(console)) if chosen.skip else {}
     if as_json:
         told = msgspec.to_builtins(report) if report else {}

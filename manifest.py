@@ -19,12 +19,14 @@ import msgspec
 
 __all__ = [
     "FORMAT_VERSION",
+    "Agreement",
     "Component",
     "Conditioning",
     "Defaults",
     "Expert",
     "File",
     "Geometry",
+    "Judged",
     "Manifest",
     "Parity",
     "Quality",
@@ -77,11 +79,31 @@ class Parity(_Struct, frozen=True):
     engine: str
 
 
+class Agreement(_Struct, frozen=True):
+    """Of `prompts` that ask for an attribute, for how many the float variant's video was `right`.
+
+    From the same noise a quantised variant `lost` so many of those, and `gained` so many others.
+    """
+
+    prompts: Count
+    right: Annotated[int, msgspec.Meta(ge=0)]
+    lost: Annotated[int, msgspec.Meta(ge=0)]
+    gained: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Judged(_Struct, frozen=True):
+    """What a judge made of a quantised variant's videos beside the float one's, by attribute."""
+
+    judge: Label
+    prompts: Count
+    attributes: dict[Label, Agreement]
+
+
 class Quality(_Struct, frozen=True):
     """How far a quantised variant is from the float one it was made from, and whether that passed its recipe's gate.
 
     `velocity_db` is the prediction's signal-to-noise ratio at the worst step, `psnr_db` and `ssim` are of `videos` made
-    from the same noise.
+    from the same noise; `judged` is there where the bundle has a judge.
     """
 
     recipe: VariantName
@@ -90,6 +112,7 @@ class Quality(_Struct, frozen=True):
     psnr_db: float
     ssim: float
     videos: Count
+    judged: Judged | None = None
 
 
 class Variant(_Struct, frozen=True):
@@ -230,7 +253,10 @@ class File(_Struct, frozen=True):
 
 
 class Manifest(_Struct, frozen=True):
-    """All of `bundle.json`. `files` lists every other file of the bundle by its relative POSIX path."""
+    """All of `bundle.json`. `files` lists every other file of the bundle by its relative POSIX path.
+
+    `judge` names who can tell what this model's videos show; calibration asks for it.
+    """
 
     format_version: int
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -245,6 +271,7 @@ class Manifest(_Struct, frozen=True):
     components: dict[Name, Component]
     files: dict[str, File]
     speeds: dict[VariantName, Speed] = {}
+    judge: Label | None = None
 
 
 _AXIS = re.compile(r"^(?:([0-9]+)\*)?([BLFHW])\Z")

@@ -80,6 +80,18 @@ class Bundle:
             return np.frombuffer(b"", np.uint8)
         return np.frombuffer(mmap.mmap(file.fd, file.size, mmap.MAP_SHARED, mmap.PROT_READ), np.uint8)
 
+    def copy(self, name: str, target: Path) -> None:
+        """Write the content of a file to `target`, without taking it into memory.
+
+        Raises BundleError as `map` does, OSError where it cannot be written.
+        """
+        file = self._file(name)
+        if not file.unchanged():
+            raise self._altered(name)
+        with target.open("wb") as out:
+            for chunk in file.chunks():
+                out.write(chunk)
+
     def component(self, name: str) -> Component:
         """The component `name`. Raises BundleError if the bundle has none of that name."""
         try:

@@ -34,18 +34,24 @@ class Draft:
 
 
 class Trial:
-    """A bundle with some other components, whose graphs and weights are in memory; it does not own the bundle."""
+    """A bundle with some other components, whose files are in memory or lie elsewhere; it does not own the bundle."""
 
-    def __init__(self, bundle: Bundle, components: Mapping[str, Component], files: Mapping[str, bytes]) -> None:
+    def __init__(self, bundle: Bundle, components: Mapping[str, Component], files: Mapping[str, bytes | Path]) -> None:
         self._bundle = bundle
         self._components = components
         self._files = files
 
     def read(self, name: str) -> bytes:
-        return self._files[name] if name in self._files else self._bundle.read(name)
+        file = self._files.get(name)
+        if file is None:
+            return self._bundle.read(name)
+        return file if isinstance(file, bytes) else file.read_bytes()
 
     def map(self, name: str) -> npt.NDArray[Any]:
-        return np.frombuffer(self._files[name], np.uint8) if name in self._files else self._bundle.map(name)
+        file = self._files.get(name)
+        if file is None:
+            return self._bundle.map(name)
+        return np.frombuffer(file, np.uint8) if isinstance(file, bytes) else np.memmap(file, np.uint8, "r")
 
     def component(self, name: str) -> Component:
         return self._components[name] if name in self._components else self._bundle.component(name)

@@ -44,9 +44,13 @@ class WeightFile:
     def __init__(self, name: str) -> None:
         self.name = name
         self._tensors: dict[str, Any] = {}
+        self._claimed: list[ir.Value] = []
 
     def claim(self, model: ir.Model, *, threshold: int = 1024) -> None:
-        """Point every initializer of at least `threshold` bytes of `model` at this file; `write` fills it."""
+        """Take every initializer of at least `threshold` bytes of `model` into this file.
+
+        `write` then writes them, and `link` lets the model refer to them.
+        """
         initializers = model.graph.initializers
         for value in list(initializers.values()):
             tensor = value.const_value
@@ -58,6 +62,7 @@ class WeightFile:
                 value.name = name
                 initializers[name] = value
             self._tensors.setdefault(name, tensor)
+            self._claimed.append(value)
 
     def _name_for(self, name: str, tensor: ir.TensorProtocol) -> str:
         """`name`, or one beside it where another graph's constant has that name and another value."""
@@ -71,6 +76,12 @@ class WeightFile:
     def size(self) -> int:
         """Bytes the file will have."""
         return len(self._header()) + sum(int(tensor.nbytes) for tensor in self._tensors.values())
+
+    def link(self) -> None:
+        """Let every initializer that was claimed refer to the file; others of the same name stay as they are."""
+        external = self.external()
+        for value in self._claimed:
+            value.const_value = external[str(value.name)]
 
     def external(self) -> dict[str, ir.ExternalTensor]:
         """The external tensors the graphs refer to, by name, with offsets into the file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kinograph.calibration.compare import Report
+    from kinograph.calibration.judging import Judge
     from kinograph.manifest import Speed
 
 __all__ = ["RECIPES", "SPEEDS", "CalibrationOptions", "calibrate", "find_speeds"]
@@ -28,6 +29,7 @@ class CalibrationOptions:
     others, which no range was found on, are compared. With `scan` every layer's effect on the velocity is measured, and
     those that cost most stay as they are; without, only what flows through each layer decides. `force` writes a variant
     that misses the gate, marked as such, and replaces one that is there. `skip` names speed levels to find.
+    `judged` is how many prompts a judge asks for, where the bundle has one.
     """
 
     recipe: str = "int8"
@@ -35,20 +37,29 @@ class CalibrationOptions:
     prompts: tuple[str, ...] | None = None
     runs: int = 16
     videos: int = 8
+    judged: int = 40
     scan: bool = True
     force: bool = False
     device: str = "auto"
 
 
-def calibrate(bundle: Path, options: CalibrationOptions, progress: Progress) -> Report:
+def calibrate(
+    bundle: Path,
+    options: CalibrationOptions,
+    progress: Progress,
+    judges: Mapping[str, Callable[[], Judge]] | None = None,
+) -> Report:
     """Add a quantised variant to the bundle at a path. `progress` is called with a stage's name, what is done, of what.
 
-    Raises UsageError where the bundle has the variant already or prompts do not fit, QualityError where the variant
+    If `judges` has the one that the manifest names, it compares what the videos show. An interrupted calibration goes
+    on where it was when it is called again with the same arguments.
+
+    Raises UsageError where the bundle has the variant already or prompts do not fit, NumericError where the variant
     misses its gate: the bundle is then as it was.
     """
     from kinograph.calibration.run import run
 
-    return run(bundle, options, progress)
+    return run(bundle, options, progress, judges or {})
 
 
 def find_speeds(bundle: Path, options: CalibrationOptions, progress: Progress) -> dict[str, Speed]:

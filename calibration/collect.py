@@ -68,28 +68,54 @@ class Statistics:
 
 
 class Watch:
-    """Gathers the statistics of values from the bindings of a watched graph.
+    """Gathers the statistics of values from the bindings of a watched graph, a run at a time.
 
     `channels` has the size of every value's last axis; 1 where all its elements are alike. `runs` is how many times the
-    graph will run; with it the share of rows to keep of each is known beforehand.
+    graph will run; with it the share of rows to keep of each is known beforehand. Finished runs are not held: they are
+    read, for one value at a time, from where they are kept.
     """
 
     def __init__(self, channels: Mapping[str, int], runs: int) -> None:
         self.channels = dict(channels)
         self.rows = math.ceil(_ROWS / runs)
-        self.halves = {name: (Statistics.of(count), Statistics.of(count)) for name, count in channels.items()}
+        self._now = self._nothing()
+        self._runs: list[tuple[Mapping[str, npt.NDArray[Any]], str]] = []
 
-    def see(self, binding: Binding, share: float, video: int) -> None:
-        """Take what the last run showed; `share` is how far the schedule was from its end, 1 being pure noise.
-
-        Even and odd videos go into different halves, so that what is decided on one can be tried on the other.
-        """
+    def see(self, binding: Binding, share: float) -> None:
+        """Take what the graph has just shown; `share` is how far the schedule was from its end, 1 being pure noise."""
         bucket = min(int(share * BUCKETS), BUCKETS - 1)
-        for number, halves in enumerate(self.halves.values()):
-            kept = halves[video % 2]
+        for number, kept in enumerate(self._now):
             kept.low[bucket] = np.minimum(kept.low[bucket], binding[f"low_{number}"].read())
             kept.high[bucket] = np.maximum(kept.high[bucket], binding[f"high_{number}"].read())
             kept.rows.append(binding[f"rows_{number}"].read())
+
+    def take(self) -> dict[str, npt.NDArray[Any]]:
+        """What was seen since the last time, to be kept."""
+        taken: dict[str, npt.NDArray[Any]] = {}
+        for number, (kept, channels) in enumerate(zip(self._now, self.channels.values(), strict=True)):
+            rows = kept.sample if kept.rows else np.empty((0, channels), np.float32)
+            taken |= {f"low_{number}": kept.low, f"high_{number}": kept.high, f"rows_{number}": rows}
+        self._now = self._nothing()
+        return taken
+
+    def add(self, run: Mapping[str, npt.NDArray[Any]], prefix: str) -> None:
+        """Count what `take` once gave, which `run` holds under names with a `prefix`."""
+        self._runs.append((run, prefix))
+
+    def halves(self, name: str) -> tuple[Statistics, Statistics]:
+        """The statistics of a value, from even and from odd runs: what is decided on one can be tried on the other."""
+        number = list(self.channels).index(name)
+        halves = (Statistics.of(self.channels[name]), Statistics.of(self.channels[name]))
+        for index, (run, prefix) in enumerate(self._runs):
+            low, high, rows = (run[f"{prefix}{part}_{number}"] for part in ("low", "high", "rows"))
+            half = halves[index % 2]
+            np.minimum(half.low, low, out=half.low)
+            np.maximum(half.high, high, out=half.high)
+            half.rows += [rows] if len(rows) else []
+        return halves
+
+    def _nothing(self) -> list[Statistics]:
+        return [Statistics.of(count) for count in self.channels.values()]
 
 
 def watched(bundle: Bundle, watches: Sequence[tuple[Graph, Watch]]) -> Trial:

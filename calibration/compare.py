@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from kinograph.calibration import CalibrationOptions, Progress
-from kinograph.calibration.loop import Experts, Loop, Moment, Start
+from kinograph.calibration.draft import VariantDraft
+from kinograph.calibration.judging import Judge, agreement, worse
+from kinograph.calibration.loop import FLOAT, Experts, Loop, Moment, Start
 from kinograph.calibration.numerics import signal_to_noise
 from kinograph.calibration.quality import Bars, psnr, ssim
-from kinograph.calibration.work import FLOAT, Work, trial
+from kinograph.calibration.work import Work
 from kinograph.engines.protocol import Contents, Engine
 from kinograph.manifest import Manifest, Quality
 from kinograph.runtime.codec import decode
 
-__all__ = ["Layer", "Report", "compare", "why_not"]
+__all__ = ["Exam", "Layer", "Report", "compare", "why_not"]
 
 Frames = npt.NDArray[np.uint8]
 
@@ -46,13 +47,15 @@ class Layer:
 class Report:
     """What was made: `velocity_db` and the control's by timestep, over all videos compared; sizes in bytes of weights.
 
-    Times are medians in seconds, of the float and of the quantised variant.
+    `text_db` is the signal-to-noise ratio of embedded prompts, None where the text encoder stays as it is. Times are
+    medians in seconds, of the float and of the quantised variant.
     """
 
     variant: str
     quality: Quality
     velocity_db: dict[float, float]
     control_db: dict[float, float]
+    text_db: float | None
     layers: list[Layer]
     bytes_before: int
     bytes_after: int
@@ -60,46 +63,59 @@ class Report:
     decode_seconds: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Exam:
+    """What a variant is held against: prompts and noise, embedded by the float text encoder and by the variant's.
+
+    `judged` are those of the judge's own prompts, from the first on, if there is a judge.
+    """
+
+    starts: tuple[Sequence[Start], Sequence[Start]]
+    judge: Judge | None
+    judged: tuple[Sequence[Start], Sequence[Start]]
+
+
 def compare(
     loop: Loop,
-    steps: Mapping[str, Work],
-    decoder: Mapping[str, Work],
-    starts: Sequence[Start],
-    moments: Sequence[Moment],
+    work: Mapping[str, Work],
+    drafts: tuple[VariantDraft, VariantDraft],
+    exam: Exam,
     options: CalibrationOptions,
     progress: Progress,
 ) -> tuple[Report, list[tuple[Frames, Frames]]]:
-    """Hold what the work amounts to against the float graphs: every step of `moments`, and videos of `starts`.
+    """Hold a variant against the float graphs: every step of runs, and videos.
 
-    Also returns the videos, by the float graphs and by the quantised ones.
+    `drafts` are the variant and its control. Also returns the videos, by the float graphs and by the variant.
     """
-    work = {**steps, **decoder}
-    models = {name: own.model() for name, own in work.items()}
-    quantised = trial(loop.bundle, models)
-    control = trial(loop.bundle, {name: own.control_model() for name, own in steps.items()})
+    quantised, control = (one.trial(loop.bundle) for one in drafts)
+    moments = loop.reference(exam.starts[0], progress)
     velocity = _velocities(loop, quantised, moments)
     control_db = _velocities(loop, control, moments)
-    pairs = []
-    with _videos(loop, loop.bundle) as before, _videos(loop, quantised) as after:
-        for number, start in enumerate(starts, 1):
-            pairs.append((before.make(start), after.make(start)))
-            progress("compare", number, len(starts))
+    count = len(exam.starts[0])
+    with _videos(loop, loop.bundle) as before:
+        originals = before.all([*exam.starts[0], *exam.judged[0]], "compare float", progress)
+    with _videos(loop, quantised) as after:
+        copies = after.all([*exam.starts[1], *exam.judged[1]], "compare", progress)
+    pairs = list(zip(originals[:count], copies[:count], strict=True))
+    name = loop.bundle.manifest.judge
+    judged = agreement(name, exam.judge, originals[count:], copies[count:]) if name and exam.judge else None
     bars = Bars()
     figures = {
         "velocity_db": min(velocity.values()),
         "psnr_db": float(np.mean([psnr(*pair) for pair in pairs])),
         "ssim": float(np.mean([ssim(*pair) for pair in pairs])),
     }
-    passed = all(figures[name] >= getattr(bars, name) for name in figures)
-    quality = Quality(recipe=options.recipe, videos=len(pairs), passed=passed, **figures)
+    passed = all(figures[name] >= getattr(bars, name) for name in figures) and not (judged and worse(judged))
+    quality = Quality(recipe=options.recipe, videos=len(pairs), passed=passed, judged=judged, **figures)
     report = Report(
         variant=options.recipe,
         quality=quality,
         velocity_db=velocity,
         control_db=control_db,
+        text_db=_text_db(*exam.starts) if "text_encoder" in work else None,
         layers=[layer for name, own in work.items() for layer in _layers(name, own)],
         bytes_before=_float_bytes(loop.bundle.manifest, work),
-        bytes_after=_bytes(models.values()),
+        bytes_after=drafts[0].bytes,
         step_seconds=(before.step_seconds, after.step_seconds),
         decode_seconds=(before.decode_seconds, after.decode_seconds),
     )
@@ -145,8 +161,15 @@ class _Videos:
     def decode_seconds(self) -> float:
         return float(np.median(self._decodes))
 
-    def make(self, start: Start) -> Frames:
-        """Frames [T, H, W, 3]."""
+    def all(self, starts: Sequence[Start], stage: str, progress: Progress) -> list[Frames]:
+        """A video [T, H, W, 3] from each start."""
+        found = []
+        for number, start in enumerate(starts, 1):
+            found.append(self._make(start))
+            progress(stage, number, len(starts))
+        return found
+
+    def _make(self, start: Start) -> Frames:
         began = time.perf_counter()
         for _, binding in self._loop.run(start, self._experts.open):
             latents = binding["sample"].read()
@@ -170,18 +193,13 @@ def _float_bytes(manifest: Manifest, components: Iterable[str]) -> int:
     return sum(manifest.files[path].size for path in paths)
 
 
-def _bytes(models: Iterable[ir.Model]) -> int:
-    """Of all weights; graphs of one component share those of one name."""
-    sizes = {
-        name: int(value.const_value.nbytes)
-        for model in models
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-    }
-    return sum(sizes.values())
+def _text_db(starts: Sequence[Start], others: Sequence[Start]) -> float:
+    text, other = (np.stack([start.text for start in some]) for some in (starts, others))
+    return signal_to_noise(text, other)
 
 
 def why_not(report: Report) -> str:
+    """What of the gate a variant missed."""
     bars, quality = Bars(), report.quality
     figures = [
         f"{label} {getattr(quality, name):.3g}{unit}, expected at least {getattr(bars, name):g}"
@@ -192,6 +210,13 @@ def why_not(report: Report) -> str:
         )
         if getattr(quality, name) < getattr(bars, name)
     ]
+    if quality.judged:
+        lost = {name: quality.judged.attributes[name] for name in worse(quality.judged)}
+        figures += [
+            f"{name} was right in {one.right} of {one.prompts} videos and is lost in {one.lost}, gained in "
+            f"{one.gained}, expected no more than chance explains"
+            for name, one in lost.items()
+        ]
     return (
         f"the {report.variant} variant missed its gate and was not written: {'; '.join(figures)}. "
         "Calibrate with prompts like those it will be used with (--prompts), or write it anyway with --force"

@@ -5,25 +5,24 @@ That is the portable form: it says what is computed, and every engine fuses it i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from kinograph.calibration.layers import constant
 from kinograph.calibration.numerics import Affine
 from kinograph.calibration.recipes.int8 import ConvolutionPlan, Plan
+from kinograph.calibration.store import LaterWeight, later_constant
 
 __all__ = ["emit"]
 
 
-def emit(model: ir.Model, plans: Iterable[Plan | ConvolutionPlan], weights: Mapping[str, npt.NDArray[Any]]) -> ir.Model:
+def emit(model: ir.Model, plans: Iterable[Plan | ConvolutionPlan]) -> ir.Model:
     """A copy of `model` with the groups of `plans` quantised.
 
-    `weights` holds the arrays of the model's float weights, which the copy's initializers get where they are still
-    used; the quantised ones are its own. All are in memory, to be written by whoever calls.
+    Float weights that are still used stay where they are; those of products are quantised when they are written.
     """
     model = model.clone()
     for plan in plans:
@@ -34,9 +33,6 @@ def emit(model: ir.Model, plans: Iterable[Plan | ConvolutionPlan], weights: Mapp
     used = {str(value.name) for node in model.graph for value in node.inputs if value is not None}
     for name in [name for name in model.graph.initializers if name not in used]:
         del model.graph.initializers[name]
-    for name, value in model.graph.initializers.items():
-        if name in weights:
-            value.const_value = ir.tensor(weights[name], name=name)
     return model
 
 
@@ -56,9 +52,11 @@ def _quantise(model: ir.Model, plan: Plan) -> None:
     new.append(ir.node("DequantizeLinear", [new[-1].outputs[0], scale, zero], name=f"{name}.dequantize"))
     earliest = next(node for node in graph if str(node.name) in nodes)
     graph.insert_before(earliest, new)
-    for node_name, weight in zip(plan.group.nodes, plan.weights, strict=True):
-        node = nodes[node_name]
-        values = constant(model, f"{node_name}.int8", weight.values)
+    for number, node_name in enumerate(plan.group.nodes):
+        node, weight = nodes[node_name], plan.weight(number)
+        values = later_constant(
+            model, LaterWeight.of(f"{node_name}.int8", weight.values.shape, partial(plan.weight, number))
+        )
         scales = constant(model, f"{node_name}.scale", weight.scale)
         back = ir.node(
             "DequantizeLinear", [values, scales], attributes={"axis": weight.axis}, name=f"{node_name}.weight"

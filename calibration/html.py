@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.calibration.compare import Layer, Report
+from kinograph.manifest import Judged
 from kinograph.runtime.image import contact_sheet, png_bytes
 
 __all__ = ["page"]
@@ -47,6 +48,8 @@ def page(name: str, report: Report, pairs: Sequence[tuple[Frames, Frames]]) -> s
         ("velocity", f"{quality.velocity_db:.1f} dB at the worst step"),
         ("weights", f"{report.bytes_before / 1e6:.1f} MB → {report.bytes_after / 1e6:.1f} MB"),
     ]
+    if report.text_db is not None:
+        facts.append(("embedded prompts", f"{report.text_db:.1f} dB"))
     rows = "".join(f"<tr><th>{label}</th><td>{value}</td></tr>" for label, value in facts)
     shown = "".join(_video(number, *pair) for number, pair in enumerate(pairs[:_SHOWN], 1))
     return f"""<!doctype html>
@@ -59,6 +62,7 @@ def page(name: str, report: Report, pairs: Sequence[tuple[Frames, Frames]]) -> s
 control quantises the same layers with one range for each tensor, the smallest and largest value seen, and smooths
 nothing.</p>
 {_plot(report)}
+{_judged(quality.judged) if quality.judged else ""}
 <h2>Videos from the same noise</h2>
 {shown}
 <h2>Layers</h2>
@@ -101,6 +105,21 @@ def _plot(report: Report) -> str:
         f'<text x="{_LEFT}" y="{_HEIGHT - 4}">timestep</text>'
     )
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img">{"".join(parts)}{legend}</svg>'
+
+
+def _judged(judged: Judged) -> str:
+    """What the videos show, by attribute: two accuracies, and how often the verdicts part."""
+    rows = []
+    for name, one in judged.attributes.items():
+        right = one.right - one.lost + one.gained
+        cells = (one.prompts, one.right, right, one.prompts - one.lost - one.gained, one.lost, one.gained)
+        rows.append(f"<tr><td>{escape(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
+    titles = ("prompts", "right, float", "right, quantised", "same verdict", "lost", "gained")
+    head = f"<tr><th>attribute</th>{''.join(f'<th class=n>{title}</th>' for title in titles)}</tr>"
+    return f"""<h2>What the videos show</h2>
+<p>Of {judged.prompts} prompts both made a video from the same noise, and the judge {escape(judged.judge)} told what
+each shows. A variant that is as good as the float one loses about as many as it gains.</p>
+<table>{head}{"".join(rows)}</table>"""
 
 
 def _video(number: int, before: Frames, after: Frames) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.bundle import Bundle
+from kinograph.calibration import Progress
 from kinograph.engines.protocol import Contents, Device, Engine
 from kinograph.manifest import Expert
 from kinograph.runtime.binding import Binding
@@ -20,8 +21,9 @@ from kinograph.runtime.noise import normal
 from kinograph.runtime.solvers import Step, schedule
 from kinograph.runtime.text import Tokenizer
 
-__all__ = ["DECODER", "Experts", "Loop", "Moment", "Start"]
+__all__ = ["DECODER", "FLOAT", "Experts", "Loop", "Moment", "Start"]
 
+FLOAT = "fp32"  # what is quantised, and what quality is measured against
 DECODER = ("decoder_first", "decoder_next")
 
 Latents = npt.NDArray[np.float32]
@@ -63,20 +65,28 @@ class Loop:
         self.steps = schedule(manifest.solver, defaults.num_inference_steps)
         self.scale = manifest.experts[0].guidance_scale
 
-    def starts(self, prompts: Sequence[str], precision: str) -> list[Start]:
-        """A start for every prompt; the noise of the i-th is that of the seed i."""
+    def starts(
+        self, prompts: Sequence[str], precision: str, contents: Contents | None = None, *, first_seed: int = 0
+    ) -> list[Start]:
+        """A start for every prompt, embedded as `embedded` does; the i-th has the noise of seed `first_seed` + i."""
+        texts = self.embedded(prompts, precision, contents)
+        return [self.start(seed, text) for seed, text in enumerate(texts, first_seed)]
+
+    def start(self, seed: int, text: npt.NDArray[np.float32]) -> Start:
+        """A start with the noise of a seed."""
+        return Start(normal(self.shape, seed), text)
+
+    def embedded(
+        self, prompts: Sequence[str], precision: str, contents: Contents | None = None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Each prompt as the step reads it, [B, L, D], by the text encoder of the bundle, or of a trial of it."""
         manifest = self.bundle.manifest
         tokenizer = Tokenizer(self.bundle.read(manifest.text.tokenizer), manifest.text)
-        engine = self.device.open(self.bundle, "text_encoder", precision)
+        engine = self.device.open(contents or self.bundle, "text_encoder", precision)
         unguided = [manifest.defaults.negative_prompt] if self.scale > 1 else []
         try:
-            return [
-                Start(
-                    normal(self.shape, number),
-                    embed(self.device, engine, tokenizer, manifest.text, [prompt, *unguided]),
-                )
-                for number, prompt in enumerate(prompts)
-            ]
+            for prompt in prompts:
+                yield embed(self.device, engine, tokenizer, manifest.text, [prompt, *unguided])
         finally:
             engine.close()
 
@@ -99,6 +109,16 @@ class Loop:
                 history = np.zeros(binding["history"].shape, np.float32)
             yield Moment(step, start, sample, history, binding["prediction"].read())
             sample, history = binding["sample"].read(), binding["history"].read()
+
+    def reference(self, starts: Sequence[Start], progress: Progress) -> list[Moment]:
+        """Every step of the float runs from `starts`."""
+        found: list[Moment] = []
+        with Experts(self, self.bundle, FLOAT) as experts:
+            for start in starts:
+                for moment in self.moments(start, experts.open):
+                    found.append(moment)
+                    progress("reference", len(found), len(starts) * len(self.steps))
+        return found
 
     def expert(self, step: Step) -> Expert:
         """Whose step it is."""

@@ -24,6 +24,8 @@ __all__ = [
     "quantised",
     "quantised_weight",
     "signal_to_noise",
+    "weight_scale",
+    "weight_values",
 ]
 
 Floats = npt.NDArray[np.float32]
@@ -83,19 +85,34 @@ def fake_quantised(x: Floats, form: Affine) -> Floats:
     return dequantised(quantised(x, form), form)
 
 
+def weight_scale(weight: Floats, axis: int) -> Floats:
+    """The scale of each index of `axis`, float32; 1 for a channel of zeros.
+
+    Raises NumericError where the weight holds NaN or infinity.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    # no copy of the magnitudes: a vocabulary's table has gigabytes
+    largest = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
+    if not np.isfinite(largest).all():
+        raise NumericError("a weight holds NaN or infinity and cannot be quantised. Export the checkpoint again.")
+    scale = np.where(largest > _LARGEST_WEIGHT * _SMALLEST_SCALE, largest / _LARGEST_WEIGHT, 1.0)
+    return np.asarray(scale, np.float32)
+
+
+def weight_values(weight: Floats, scale: Floats, axis: int) -> npt.NDArray[np.int8]:
+    """A weight, or some of its rows with their scales, in int8."""
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    steps = np.rint(weight / np.expand_dims(scale, others))
+    return np.asarray(np.clip(steps, -_LARGEST_WEIGHT, _LARGEST_WEIGHT), np.int8)
+
+
 def quantised_weight(weight: Floats, axis: int) -> Weight:
     """A weight in int8 with a scale for each index of `axis`; a channel of zeros stays one.
 
     Raises NumericError where the weight holds NaN or infinity.
     """
-    if not np.isfinite(weight).all():
-        raise NumericError("a weight holds NaN or infinity and cannot be quantised. Export the checkpoint again.")
-    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    largest = np.abs(weight).max(axis=others, initial=0.0)
-    scale = np.where(largest > _LARGEST_WEIGHT * _SMALLEST_SCALE, largest / _LARGEST_WEIGHT, 1.0).astype(np.float32)
-    steps = np.rint(weight / np.expand_dims(scale, others))
-    values = np.clip(steps, -_LARGEST_WEIGHT, _LARGEST_WEIGHT).astype(np.int8)
-    return Weight(values, scale, axis % weight.ndim)
+    scale = weight_scale(weight, axis)
+    return Weight(weight_values(weight, scale, axis), scale, axis % weight.ndim)
 
 
 def signal_to_noise(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:

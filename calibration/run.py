@@ -1,39 +1,37 @@
-"""Calibration's verbs in their order: look, plan, scan, choose, compare, write."""
+"""Calibration's verbs in their order: look, plan, scan, choose, draft, compare, write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from kinograph.bundle import Bundle
 from kinograph.calibration import RECIPES, CalibrationOptions, Progress
-from kinograph.calibration.collect import watched
-from kinograph.calibration.compare import Report, compare, why_not
+from kinograph.calibration.compare import Exam, Report, compare, why_not
+from kinograph.calibration.draft import draft
 from kinograph.calibration.html import page
+from kinograph.calibration.journal import Arrays, Journal, open_journal
+from kinograph.calibration.judging import Judge
 from kinograph.calibration.layers import open_graph
-from kinograph.calibration.loop import DECODER, Experts, Loop, Moment, Start
-from kinograph.calibration.numerics import signal_to_noise
+from kinograph.calibration.look import look, look_at_decoder
+from kinograph.calibration.loop import FLOAT, Loop, Start
 from kinograph.calibration.prompts import chosen_prompts
-from kinograph.calibration.work import FLOAT, Work, best_precision, choose, trial
+from kinograph.calibration.scan import scan, scan_decoder
+from kinograph.calibration.work import Work, best_precision, choose
 from kinograph.calibration.write import write
 from kinograph.engines import open_device
 from kinograph.errors import NumericError, UsageError
 from kinograph.manifest import Manifest
-from kinograph.runtime.codec import decode, latent_chunks, stream
 
 __all__ = ["run"]
 
-Latents = npt.NDArray[np.float32]
-
-_SCANNED = 6  # moments, or latent frames, that every layer's effect is measured on
 _VELOCITY_DB = 30.0  # up to which layers of the step are left as they are
 _FRAMES_DB = 35.0  # the same for layers of the decoder
 
 
-def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
+def run(
+    path: Path, options: CalibrationOptions, progress: Progress, judges: Mapping[str, Callable[[], Judge]]
+) -> Report:
     """See `kinograph.calibration.calibrate`."""
     if options.recipe not in RECIPES:
         raise UsageError(f"unknown recipe {options.recipe!r}; expected one of: {', '.join(RECIPES)}. Use --recipe.")
@@ -41,27 +39,36 @@ def run(path: Path, options: CalibrationOptions, progress: Progress) -> Report:
         _check(bundle.manifest, options)
         loop = Loop(bundle, device)
         looked, held = chosen_prompts(bundle, options)
-        starts = loop.starts([*looked, *held], best_precision(bundle.manifest, "text_encoder"))
-        seen, compared = starts[: len(looked)], starts[len(looked) :]
-        steps, latents = _look(loop, seen, progress)
-        decoder = _look_at_decoder(loop, latents, progress)
-        for own in (*steps.values(), *decoder.values()):
-            own.plan()
-        if options.scan:
-            moments = _moments(loop, seen[:2], progress)
-            for component, own in steps.items():
-                _scan(
-                    loop, component, own, [m for m in moments if loop.expert(m.step).component == component], progress
-                )
-            _scan_decoder(loop, decoder, latents[0][:, :, :_SCANNED], progress)
-        for own in steps.values():
-            own.chosen = choose(own, _VELOCITY_DB)
-        for own in decoder.values():
-            own.chosen = choose(own, _FRAMES_DB)
-        report, videos = compare(loop, steps, decoder, compared, _moments(loop, compared, progress), options, progress)
-        if not report.quality.passed and not options.force:
-            raise NumericError(why_not(report))
-        write(bundle, path, steps | decoder, report, page(bundle.manifest.name, report, videos), progress)
+        with open_journal(bundle, options, device.backend) as journal:
+            text = best_precision(bundle.manifest, "text_encoder")
+            starts = _starts(loop, [*looked, *held], text, journal, progress)
+            seen, compared = starts[: len(looked)], starts[len(looked) :]
+            steps, latents = look(loop, seen, journal, progress)
+            decoder = look_at_decoder(loop, latents, journal, progress)
+            work = steps | decoder
+            for number, own in enumerate(work.values(), 1):
+                own.plan()
+                progress("plan", number, len(work))
+            if options.scan:
+                scan(loop, steps, seen[:2], journal, progress)
+                scan_decoder(loop, decoder, latents[0], journal, progress)
+            for name, own in work.items():
+                own.chosen = choose(own, _VELOCITY_DB if name in steps else _FRAMES_DB)
+            if text == FLOAT:
+                work["text_encoder"] = Work.on_weights(open_graph(bundle, "text_encoder", FLOAT))
+            made = draft(bundle, work, options.recipe, journal.folder / "variant")
+            control = draft(bundle, steps, options.recipe, journal.folder / "control", control=True)
+            others = loop.starts(held, text, made.trial(bundle), first_seed=len(looked))
+            named = bundle.manifest.judge
+            judge = judges[named]() if named and named in judges else None
+            asked = judge.prompts(options.judged) if judge else []
+            judged = loop.starts(asked, text), loop.starts(asked, text, made.trial(bundle))
+            exam = Exam((compared, others), judge, judged)
+            report, videos = compare(loop, work, (made, control), exam, options, progress)
+            if not report.quality.passed and not options.force:
+                raise NumericError(why_not(report))
+            write(bundle, path, made, report, page(bundle.manifest.name, report, videos), progress)
+            journal.finish()
         return report
 
 
@@ -77,71 +84,13 @@ def _check(manifest: Manifest, options: CalibrationOptions) -> None:
         raise UsageError(f"{manifest.name} has a variant {options.recipe!r} already. Replace it with --force.")
 
 
-def _look(loop: Loop, starts: Sequence[Start], progress: Progress) -> tuple[dict[str, Work], list[Latents]]:
-    """Run the float loop over `starts`, gathering what flows through every step component; and where it ended."""
-    work: dict[str, Work] = {}
-    for name in dict.fromkeys(expert.component for expert in loop.bundle.manifest.experts):
-        own = sum(loop.expert(step).component == name for step in loop.steps)
-        work[name] = Work.on_products(open_graph(loop.bundle, name, FLOAT), max(1, own * len(starts)))
-    looking = watched(loop.bundle, [(own.graph, own.watch) for own in work.values()])
-    latents = []
-    with Experts(loop, looking, FLOAT) as experts:
-        for number, start in enumerate(starts):
-            for step, binding in loop.run(start, experts.open):
-                share = step.timestep / loop.bundle.manifest.solver.train_timesteps
-                work[loop.expert(step).component].watch.see(binding, share, number)
-                progress("look", number * len(loop.steps) + step.index + 1, len(starts) * len(loop.steps))
-                if step is loop.steps[-1]:
-                    latents.append(binding["sample"].read())
-    return work, latents
+def _starts(loop: Loop, prompts: list[str], precision: str, journal: Journal, progress: Progress) -> list[Start]:
+    """A start for every prompt, by the bundle's own text encoder."""
 
+    def embeddings(first: int) -> Iterator[Arrays]:
+        for number, text in enumerate(loop.embedded(prompts[first:], precision), first + 1):
+            yield {"text": text}
+            progress("text", number, len(prompts))
 
-def _look_at_decoder(loop: Loop, latents: Sequence[Latents], progress: Progress) -> dict[str, Work]:
-    """Decode with the float decoder, gathering what flows through its two graphs."""
-    work = {name: Work.on_convolutions(open_graph(loop.bundle, name, FLOAT), len(latents)) for name in DECODER}
-    looking = watched(loop.bundle, [(own.graph, own.watch) for own in work.values()])
-    with loop.decoder(looking, FLOAT) as (first, following):
-        for number, one in enumerate(latents, 1):
-            for index, binding in enumerate(stream(loop.device, first, following, latent_chunks(following, one))):
-                work[DECODER[min(index, 1)]].watch.see(binding, 0.0, number)
-            progress("look at decoder", number, len(latents))
-    return work
-
-
-def _moments(loop: Loop, starts: Sequence[Start], progress: Progress) -> list[Moment]:
-    """Every step of the float loop over `starts`."""
-    found: list[Moment] = []
-    with Experts(loop, loop.bundle, FLOAT) as experts:
-        for start in starts:
-            for moment in loop.moments(start, experts.open):
-                found.append(moment)
-                progress("reference", len(found), len(starts) * len(loop.steps))
-    return found
-
-
-def _scan(loop: Loop, component: str, work: Work, moments: Sequence[Moment], progress: Progress) -> None:
-    """Measure what each plan alone does to the velocity, at moments spread over all there are."""
-    chosen = [moments[i] for i in np.linspace(0, len(moments) - 1, min(_SCANNED, len(moments))).astype(int)]
-    for number in range(len(work.plans)):
-        engine = loop.device.open(trial(loop.bundle, {component: work.alone(number)}), component, FLOAT)
-        try:
-            got = loop.velocities(engine, chosen)
-        finally:
-            engine.close()
-        errors = [10 ** (-signal_to_noise(m.velocity, v) / 10) for m, v in zip(chosen, got, strict=True)]
-        work.effects.append(float(np.mean(errors)))
-        progress("scan", number + 1, len(work.plans))
-
-
-def _scan_decoder(loop: Loop, work: Mapping[str, Work], latents: Latents, progress: Progress) -> None:
-    """Measure what each plan of either graph alone does to the frames."""
-    with loop.decoder(loop.bundle, FLOAT) as engines:
-        truth = np.concatenate(list(decode(loop.device, *engines, latents)))
-    done, total = 0, sum(len(own.plans) for own in work.values())
-    for component, own in work.items():
-        for number in range(len(own.plans)):
-            with loop.decoder(trial(loop.bundle, {component: own.alone(number)}), FLOAT) as engines:
-                got = np.concatenate(list(decode(loop.device, *engines, latents)))
-            own.effects.append(float(10 ** (-signal_to_noise(truth, got) / 10)))
-            done += 1
-            progress("scan decoder", done, total)
+    texts = journal.sequence("text", len(prompts), embeddings)
+    return [loop.start(seed, one["text"]) for seed, one in enumerate(texts)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +13,13 @@ from kinograph.bundle.draft import Trial
 from kinograph.calibration.collect import Watch
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Graph, Group
-from kinograph.calibration.recipes.int8 import ConvolutionPlan, Int8, Plan
+from kinograph.calibration.loop import FLOAT
+from kinograph.calibration.recipes.int8 import ConvolutionPlan, Halves, Int8, Plan
+from kinograph.calibration.store import store_weights
 from kinograph.manifest import Component, Manifest
 
-__all__ = ["FLOAT", "Work", "best_precision", "choose", "trial"]
+__all__ = ["Work", "best_precision", "choose", "trial"]
 
-FLOAT = "fp32"  # what is quantised, and what quality is measured against
 _MOST_KEPT = 0.1  # of the weights, that may stay as they are because they do most harm
 
 
@@ -49,32 +50,47 @@ class Work:
         names = dict.fromkeys(name for one in found for name in (one.activation, one.output))
         return cls(graph, found, Watch(dict.fromkeys(names, 1), runs))
 
+    @classmethod
+    def on_weights(cls, graph: Graph) -> Work:
+        """Of a text encoder: its weights alone, which need no runs."""
+        return cls(graph, [], Watch({}, 1))
+
     def plan(self) -> None:
         """Plan every layer by the recipe, and by its control."""
+        recipe, control = Int8(), Int8(smooth=False, cut=False, per_channel=False)
         for layer in self.layers:
-            self.plans.append(self._plan(Int8(), layer))
-            self.control.append(self._plan(Int8(smooth=False, cut=False, per_channel=False), layer))
+            seen = [self.watch.halves(name) for name in _watched(layer)]
+            self.plans.append(self._plan(recipe, layer, seen))
+            self.control.append(self._plan(control, layer, seen))
 
-    def _plan(self, recipe: Int8, layer: Group | Convolution) -> Plan | ConvolutionPlan:
-        seen, weights = self.watch.halves, self.graph.weights
+    def _plan(self, recipe: Int8, layer: Group | Convolution, seen: Sequence[Halves]) -> Plan | ConvolutionPlan:
+        weights = [np.asarray(self.graph.weights[name]) for name in layer.weights]
         if isinstance(layer, Convolution):
             bias = self.graph.constant(layer.bias) if layer.bias else None
-            return recipe.plan_convolution(
-                layer, seen[layer.activation], seen[layer.output], np.asarray(weights[layer.weight]), bias
-            )
-        return recipe.plan(layer, seen[layer.activation], [np.asarray(weights[name]) for name in layer.weights])
+            return recipe.plan_convolution(layer, seen[0], seen[1], weights[0], bias)
+        return recipe.plan(layer, seen[0], weights)
 
     def model(self) -> ir.Model:
-        """The graph with the chosen plans applied."""
-        return emit(self.graph.model, [self.plans[i] for i in self.chosen], self.graph.weights)
+        """The graph with the chosen plans applied, and what else it has of weights in int8."""
+        return self._stored([self.plans[i] for i in self.chosen])
 
     def control_model(self) -> ir.Model:
         """The graph with the same layers quantised as the control has them."""
-        return emit(self.graph.model, [self.control[i] for i in self.chosen], self.graph.weights)
+        return self._stored([self.control[i] for i in self.chosen])
 
     def alone(self, number: int) -> ir.Model:
         """The graph with only the plan `number` applied."""
-        return emit(self.graph.model, [self.plans[number]], self.graph.weights)
+        return emit(self.graph.model, [self.plans[number]])
+
+    def _stored(self, plans: Sequence[Plan | ConvolutionPlan]) -> ir.Model:
+        model = emit(self.graph.model, plans)
+        store_weights(model, self.graph.weights)
+        return model
+
+
+def _watched(layer: Group | Convolution) -> tuple[str, ...]:
+    """What a layer's plan is made from: what goes in, and of a convolution what comes out."""
+    return (layer.activation, layer.output) if isinstance(layer, Convolution) else (layer.activation,)
 
 
 def choose(work: Work, wanted: float) -> list[int]:
@@ -85,7 +101,7 @@ def choose(work: Work, wanted: float) -> list[int]:
     """
     chosen = list(range(len(work.plans)))
     effects = work.effects or [10 ** (-plan.noise / 10) / len(work.plans) for plan in work.plans]
-    size = [sum(weight.values.size for weight in plan.weights) for plan in work.plans]
+    size = [plan.size for plan in work.plans]
     left, harm = _MOST_KEPT * sum(size), sum(effects)
     for i in sorted(chosen, key=lambda i: effects[i] / size[i], reverse=True):
         if -10 * np.log10(harm) >= wanted:
@@ -104,7 +120,7 @@ def best_precision(manifest: Manifest, component: str) -> str:
 
 
 def trial(bundle: Bundle, models: Mapping[str, ir.Model]) -> Trial:
-    """The bundle with the float variants of some components replaced by other graphs, weights included."""
+    """The bundle with other graphs in place of the float variants of some components, which read the same weights."""
     components, graphs = {}, {}
     for name, model in models.items():
         variant = bundle.component(name).variants[FLOAT]

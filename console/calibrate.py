@@ -15,7 +15,7 @@ from kinograph.errors import UsageError, escape
 
 if TYPE_CHECKING:
     from kinograph.calibration.compare import Report
-    from kinograph.manifest import Speed
+    from kinograph.manifest import Judged, Speed
 
 __all__ = ["read_prompts", "report_text", "speeds_text"]
 
@@ -65,10 +65,25 @@ def report_text(report: Report, bundle: str) -> str:
         f"PSNR {quality.psnr_db:.1f} dB and SSIM {quality.ssim:.4f} over {quality.videos} videos, "
         f"velocity {quality.velocity_db:.1f} dB at the worst step",
         f"weights {report.bytes_before / 1e6:.1f} MB → {report.bytes_after / 1e6:.1f} MB; "
-        f"a step {_milliseconds(report.step_seconds)}, decoding a video {_milliseconds(report.decode_seconds)}",
+        + ("" if report.text_db is None else f"embedded prompts {report.text_db:.1f} dB; ")
+        + f"a step {_milliseconds(report.step_seconds)}, decoding a video {_milliseconds(report.decode_seconds)}",
         f"{len(report.layers)} layers, {kept} left as they are; those that matter most:",
     ]
-    return "\n".join([lines[0], lines[1], "", rendered(steps), lines[2], "", rendered(layers)])
+    told = [lines[0], lines[1], "", rendered(steps), lines[2], "", rendered(layers)]
+    return "\n".join([*told, *(_judged(quality.judged) if quality.judged else [])])
+
+
+def _judged(judged: Judged) -> list[str]:
+    """What the videos show, by attribute: two accuracies, and how often the verdicts part."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("attribute")
+    for title in ("prompts", "float", "variant", "same verdict", "lost", "gained"):
+        table.add_column(title, justify="right")
+    for name, one in judged.attributes.items():
+        counts = (one.right, one.right - one.lost + one.gained, one.prompts - one.lost - one.gained)
+        percent = [f"{100 * count / one.prompts:.0f} %" for count in counts]
+        table.add_row(Text(escape(name)), str(one.prompts), *percent, str(one.lost), str(one.gained))
+    return ["", f"what videos of {judged.prompts} prompts show, as {escape(judged.judge)} has it:", "", rendered(table)]
 
 
 def speeds_text(speeds: Mapping[str, Speed], bundle: str) -> str:

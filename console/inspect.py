@@ -71,6 +71,7 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
         **{f"--speed {name}": describe_speed(level) for name, level in manifest.speeds.items()},
         "experts": ", ".join(experts),
         "given frames": f"{given.kind}, image required" if given.image_required else given.kind,
+        **({"judge": manifest.judge} if manifest.judge else {}),
         "text": f"{manifest.text.length} tokens of {manifest.text.dim}; cleaning: {', '.join(manifest.text.cleaning)}",
     }
 
@@ -105,6 +106,10 @@ def _figures(manifest: Manifest, variant: Variant) -> tuple[str, str, str, str, 
     parity, quality = variant.parity, variant.quality
     if quality is not None:
         told = f"PSNR {quality.psnr_db:.1f} dB, SSIM {quality.ssim:.3f}, velocity {quality.velocity_db:.1f} dB"
+        if quality.judged:
+            parted = sum(one.lost + one.gained for one in quality.judged.attributes.values())
+            asked = sum(one.prompts for one in quality.judged.attributes.values())
+            told += f", {100 * (1 - parted / asked):.0f} % the same verdicts"
         return size, "", "", "", f"{'passed' if quality.passed else 'MISSED'} its gate: {told}"
     if parity is None:
         return size, "not measured", "", "", ""

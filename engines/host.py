@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ml_dtypes
@@ -9,7 +10,7 @@ import numpy as np
 
 from kinograph.engines.protocol import Array
 
-__all__ = ["NUMPY_DTYPES", "HostBuffer"]
+__all__ = ["NUMPY_DTYPES", "HostBuffer", "memory_bytes"]
 
 NUMPY_DTYPES: dict[str, type[Any]] = {
     "float32": np.float32,
@@ -44,3 +45,8 @@ class HostBuffer:
 
     def close(self) -> None:
         self.array = np.empty(0, dtype=self.array.dtype)
+
+
+def memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from kinograph.engines.host import NUMPY_DTYPES, HostBuffer
+from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, memory_bytes
 from kinograph.engines.rewrites import CPU_REWRITES
 from kinograph.engines.weights import map_weights
 from kinograph.errors import EngineError, MemoryLimitError, UsageError
@@ -32,6 +32,8 @@ __all__ = ["OrtDevice"]
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
 _BFLOAT16 = ir.DataType.BFLOAT16.numpy()
+_COPIED_SHARE = 0.4  # of the memory: of larger weights there is no copy, which costs speed
+_USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -81,13 +83,19 @@ class OrtEngine:
         weights = _widened(map_weights(model, bundle, variant))
         for rewrite in CPU_REWRITES:
             rewrite(model, weights)
+        large = sum(array.nbytes for array in weights.values()) > _COPIED_SHARE * memory_bytes()
+        mapped = _as_inputs(model, weights) if large else {}
         for name, array in weights.items():
             _set_placeholder(model.graph.initializers[name], array)
         self.inputs = _declared(variant.inputs, model.graph.inputs)
         self.outputs = _declared(variant.outputs, model.graph.outputs)
-        self._weights = weights  # the session reads them in place
+        self._weights = weights | mapped  # the session reads them in place
         self._session: ort.InferenceSession | None = self._start(model, weights, threads)
         self._binding = self._session.io_binding()
+        for name, array in mapped.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            self._values.append(value)
+            self._binding.bind_ortvalue_input(name, value)
         self._bound: dict[str, HostBuffer] = {}
 
     def _start(self, model: ir.Model, weights: Mapping[str, Array], threads: int) -> ort.InferenceSession:
@@ -145,6 +153,23 @@ def _widened(weights: Mapping[str, Array]) -> dict[str, Array]:
         name: (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if array.dtype == _BFLOAT16 else array
         for name, array in weights.items()
     }
+
+
+def _as_inputs(model: ir.Model, weights: dict[str, Array]) -> dict[str, Array]:
+    """Make the float weights of products and look-ups inputs of the graph; takes them out of `weights`.
+
+    ONNX Runtime keeps its own copy of every initializer, packed for its kernels. Inputs it reads where they lie, which
+    is in the bundle's memory-mapped file: the system takes their memory back wherever it needs it.
+    """
+    mapped: dict[str, Array] = {}
+    for name in list(weights):
+        value = model.graph.initializers[name]
+        if weights[name].dtype == np.float32 and {use.node.op_type for use in value.uses()} <= _USED_IN_PLACE:
+            mapped[name] = weights.pop(name)
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return mapped
 
 
 def _set_placeholder(value: ir.Value, array: Array) -> None:

@@ -25,8 +25,8 @@ class ExportOptions:
     """How to export. None means what the family was released with.
 
     `precision` of every component; `parity` compares each with PyTorch, which loads the real model into memory; `name`,
-    `licence`, `width`, `height`, `num_frames`, `fps`, `num_inference_steps`, `guidance_scale` become the bundle's own
-    description and defaults; `force` replaces an existing bundle.
+    `licence`, `width`, `height`, `num_frames`, `fps`, `num_inference_steps`, `guidance_scale` and `judge` become the
+    bundle's own description and defaults; `force` replaces an existing bundle.
     """
 
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -40,6 +40,7 @@ class ExportOptions:
     fps: float | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    judge: str | None = None
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -46,8 +46,9 @@ def _export_part(part: Part, writer: BundleWriter, options: ExportOptions, progr
     folder = f"{part.folder}/{options.precision}"
     for done in weights.write(writer.file(f"{folder}/{_WEIGHTS}").parent):
         progress(f"weights {part.folder}", done, weights.size)
+    weights.link()
     components = {
-        name: _write_graph(writer, folder, _graph_name(part.folder, name), traced, weights, options.precision)
+        name: _write_graph(writer, folder, _graph_name(part.folder, name), traced, options.precision)
         for name, traced in graphs.items()
     }
     if options.parity:
@@ -65,13 +66,7 @@ def _graph_name(folder: str, component: str) -> str:
     return "model" if component == folder else component.removeprefix(f"{folder}_")
 
 
-def _write_graph(
-    writer: BundleWriter, folder: str, name: str, traced: Traced, weights: WeightFile, precision: str
-) -> Component:
-    external = weights.external()
-    for value in traced.model.graph.initializers.values():
-        if value.name in external:
-            value.const_value = external[value.name]
+def _write_graph(writer: BundleWriter, folder: str, name: str, traced: Traced, precision: str) -> Component:
     path = f"{folder}/{name}.onnx"
     writer.file(path).write_bytes(ir.to_proto(traced.model).SerializeToString())
     variant = Variant(graph=path, weights=(f"{folder}/{_WEIGHTS}",), inputs=traced.inputs, outputs=traced.outputs)
@@ -102,6 +97,7 @@ def _manifest(plan: Plan, bundle: Path, components: dict[str, Component], option
         experts=_experts(plan.experts, options),
         components=components,
         files={},
+        judge=options.judge,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.engines import open_device
+from kinograph.engines.host import memory_bytes
 from kinograph.errors import BundleError, RequestError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime.clip import Clip, Middle
@@ -79,7 +80,7 @@ class Pipeline:
         self._tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
         self._engines: dict[str, Engine] = {}
         self._running = False  # engines have one set of bound buffers, so one run at a time
-        self._resident = _weight_bytes(bundle.manifest, self.variant) <= _RESIDENT_SHARE * _memory_bytes()
+        self._resident = _weight_bytes(bundle.manifest, self.variant) <= _RESIDENT_SHARE * memory_bytes()
 
     @property
     def backend(self) -> str:
@@ -254,7 +255,3 @@ def _weight_bytes(manifest: Manifest, variants: dict[str, str]) -> int:
         path for name, precision in variants.items() for path in manifest.components[name].variants[precision].weights
     }
     return sum(manifest.files[path].size for path in files)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

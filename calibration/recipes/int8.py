@@ -25,7 +25,7 @@ from kinograph.calibration.numerics import (
     signal_to_noise,
 )
 
-__all__ = ["ConvolutionPlan", "Int8", "Plan"]
+__all__ = ["ConvolutionPlan", "Halves", "Int8", "Plan"]
 
 Floats = npt.NDArray[np.float32]
 Halves = tuple[Statistics, Statistics]
@@ -39,15 +39,29 @@ _SMALLEST = 1e-5  # of the largest channel: what is smaller is not smoothed furt
 class Plan:
     """How a group is quantised: the activation divided by `smoothing` [K] (None for all ones), in `form`.
 
-    `weights` are the group's, in its order, smoothing included; `noise` is the products' signal-to-noise ratio in dB
-    over rows that its range was not found on.
+    `floats` are the group's weights [K, N] each, in its order, which stay in the bundle's file until they are
+    quantised; `noise` is the products' signal-to-noise ratio in dB over rows that its range was not found on.
     """
 
     group: Group
     smoothing: Floats | None
     form: Affine
-    weights: tuple[Weight, ...]
+    floats: tuple[Floats, ...]
+    per_channel: bool
     noise: float
+
+    def weight(self, number: int) -> Weight:
+        """One of the group's weights, smoothing included, made when it is asked for: all at once fill the memory."""
+        return _formed(self.floats[number], self.smoothing, self.per_channel)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return tuple(self.weight(number) for number in range(len(self.floats)))
+
+    @property
+    def size(self) -> int:
+        """How many weights it is about."""
+        return sum(weight.size for weight in self.floats)
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,11 @@ class ConvolutionPlan:
     def weights(self) -> tuple[Weight, ...]:
         return (self.weight,)
 
+    @property
+    def size(self) -> int:
+        """How many weights it is about."""
+        return self.weight.values.size
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -87,23 +106,27 @@ class Int8:
         """
         samples = [(fitted, tried, [tried.sample @ weight for weight in weights]) for fitted, tried in _crossed(halves)]
 
-        def error(alpha: float | None, kept: float) -> float:
-            found = []
+        def errors(alpha: float | None, shares: Sequence[float]) -> dict[float, float]:
+            found: dict[float, list[float]] = {kept: [] for kept in shares}
             for fitted, tried, products in samples:
                 smoothing = None if alpha is None else _smoothing(fitted.largest, weights, alpha)
-                form, formed = self._formed(fitted, weights, smoothing, kept)
-                x = fake_quantised(_divided(tried.sample, smoothing), form)
-                got = [x @ (weight.values * weight.scale) for weight in formed]
-                found.append(signal_to_noise(np.hstack(products), np.hstack(got)))
-            return float(np.mean(found))
+                formed = [_formed(weight, smoothing, self.per_channel) for weight in weights]
+                back = [weight.values * weight.scale for weight in formed]
+                divided = _divided(tried.sample, smoothing)
+                for kept in shares:
+                    x = fake_quantised(divided, _range(fitted, smoothing, kept))
+                    got = [x @ weight for weight in back]
+                    found[kept].append(signal_to_noise(np.hstack(products), np.hstack(got)))
+            return {kept: float(np.mean(every)) for kept, every in found.items()}
 
-        alphas = {alpha: error(alpha, 1.0) for alpha in (None, *(_ALPHAS if self.smooth else ()))}
+        alphas = {alpha: errors(alpha, (1.0,))[1.0] for alpha in (None, *(_ALPHAS if self.smooth else ()))}
         alpha = max(alphas, key=lambda one: alphas[one])
-        cuts = {1.0: alphas[alpha], **{kept: error(alpha, kept) for kept in (_CUTS if self.cut else ())}}
+        cuts = {1.0: alphas[alpha]} | (errors(alpha, _CUTS) if self.cut else {})
         kept = max(cuts, key=lambda one: cuts[one])
         every = halves[0].together(halves[1])
         smoothing = None if alpha is None else _smoothing(every.largest, weights, alpha)
-        return Plan(group, smoothing, *self._formed(every, weights, smoothing, kept), cuts[kept])
+        form = _range(every, smoothing, kept)
+        return Plan(group, smoothing, form, tuple(weights), self.per_channel, cuts[kept])
 
     def plan_convolution(
         self, group: Convolution, seen: Halves, made: Halves, weight: Floats, bias: Floats | None
@@ -111,7 +134,7 @@ class Int8:
         """How to quantise a convolution that took in `seen` and put out `made`, both with one channel."""
         form, incoming = self._form(seen)
         output, outgoing = self._form(made)
-        whole = self._weight(weight.reshape(len(weight), -1).T)
+        whole = _formed(weight.reshape(len(weight), -1).T, None, self.per_channel)
         formed = Weight(np.ascontiguousarray(whole.values.T).reshape(weight.shape), whole.scale, 0)
         steps = None
         if bias is not None:
@@ -119,15 +142,6 @@ class Int8:
             exact = np.rint(bias / (formed.scale.astype(np.float64) * form.scale))
             steps = np.clip(exact, limits.min, limits.max).astype(np.int32)
         return ConvolutionPlan(group, form, output, formed, steps, min(incoming, outgoing))
-
-    def _formed(
-        self, seen: Statistics, weights: Sequence[Floats], smoothing: Floats | None, kept: float
-    ) -> tuple[Affine, tuple[Weight, ...]]:
-        """The activation's format, of this share of the range that was seen, and the weights', smoothing included."""
-        low, high = (_divided(bound, smoothing) for bound in (seen.low.min(axis=0), seen.high.max(axis=0)))
-        form = affine(kept * float(low.min()), kept * float(high.max()))
-        column = 1.0 if smoothing is None else smoothing[:, None]
-        return form, tuple(self._weight(np.asarray(weight * column, np.float32)) for weight in weights)
 
     def _form(self, halves: Halves) -> tuple[Affine, float]:
         """The range of one channel that gives the other half's sample the least error, and that error in dB."""
@@ -149,17 +163,26 @@ class Int8:
         kept = max(errors, key=lambda one: errors[one])
         return form(halves[0].together(halves[1]), kept), errors[kept]
 
-    def _weight(self, weight: Floats) -> Weight:
-        if self.per_channel:
-            return quantised_weight(weight, 1)
-        whole = quantised_weight(weight.reshape(-1, 1), 1)
-        return Weight(whole.values.reshape(weight.shape), np.full(weight.shape[1], whole.scale[0], np.float32), 1)
-
 
 def _crossed(halves: Halves) -> list[tuple[Statistics, Statistics]]:
     """What to find ranges on, and what to try them on: each half and the other, or one half where that is all."""
     seen = [half for half in halves if half.rows]
     return list(zip(seen, seen[::-1], strict=True))
+
+
+def _range(seen: Statistics, smoothing: Floats | None, kept: float) -> Affine:
+    """The activation's format, of this share of the range that was seen."""
+    low, high = (_divided(bound, smoothing) for bound in (seen.low.min(axis=0), seen.high.max(axis=0)))
+    return affine(kept * float(low.min()), kept * float(high.max()))
+
+
+def _formed(weight: Floats, smoothing: Floats | None, per_channel: bool) -> Weight:
+    """A weight [K, N] in its format, smoothing included."""
+    smoothed = weight if smoothing is None else np.asarray(weight * smoothing[:, None], np.float32)
+    if per_channel:
+        return quantised_weight(smoothed, 1)
+    whole = quantised_weight(smoothed.reshape(-1, 1), 1)
+    return Weight(whole.values.reshape(weight.shape), np.full(weight.shape[1], whole.scale[0], np.float32), 1)
 
 
 def _divided(x: Floats, smoothing: Floats | None) -> Floats:

@@ -66,7 +66,7 @@ def test_products_are_the_planned_ones(products: Any, recipe: Int8) -> None:
     assert (plan.smoothing is not None) == recipe.smooth
     divided = x if plan.smoothing is None else x * (1 / plan.smoothing).astype(np.float32)
     expected = [fake_quantised(divided, plan.form) @ (w.values * w.scale) for w in plan.weights]
-    for got, wanted in zip(run(emit(model, [plan], weights), x), expected, strict=True):
+    for got, wanted in zip(run(emit(model, [plan]), x), expected, strict=True):
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
@@ -76,7 +76,7 @@ def test_the_recipe_beats_its_control(products: Any) -> None:
     found = []
     for recipe in (Int8(), CONTROL):
         plan = recipe.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))
-        found.append(signal_to_noise(exact, np.concatenate(run(emit(model, [plan], weights), x), axis=-1)))
+        found.append(signal_to_noise(exact, np.concatenate(run(emit(model, [plan]), x), axis=-1)))
     assert found[0] > found[1] + 3
 
 
@@ -98,7 +98,7 @@ def test_convolutions_are_the_planned_ones(with_bias: bool) -> None:
         formed["b"] = (plan.bias * (plan.weight.scale * plan.form.scale)).astype(np.float32)
     inner = graph_of([node], [1, 4, 5, 8, 8], ["y"], formed)
     (wanted,) = run(inner, fake_quantised(x, plan.form))
-    (got,) = run(emit(model, [plan], weights), x)
+    (got,) = run(emit(model, [plan]), x)
     assert np.abs(got - fake_quantised(wanted, plan.output)).max() <= 1.01 * plan.output.scale  # ties may round apart
     assert signal_to_noise(exact, got) > 30
 
@@ -106,7 +106,7 @@ def test_convolutions_are_the_planned_ones(with_bias: bool) -> None:
 def test_a_model_is_copied_not_changed(products: Any) -> None:
     model, group, weights, x = products
     before = ir.to_proto(model).SerializeToString()
-    emit(model, [Int8().plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))], weights)
+    emit(model, [Int8().plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))])
     assert ir.to_proto(model).SerializeToString() == before
 
 
@@ -114,5 +114,5 @@ def test_an_activation_that_was_always_zero_stays_finite(products: Any) -> None:
     model, group, weights, x = products
     nothing = np.zeros((4, 16), np.float32)
     plan = Int8().plan(group, statistics(nothing), list(weights.values()))
-    for got in run(emit(model, [plan], weights), x):
+    for got in run(emit(model, [plan]), x):
         assert np.isfinite(got).all()
