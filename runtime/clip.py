@@ -26,6 +26,9 @@ Pixels = npt.NDArray[np.uint8]
 _MAX_SIDE = 8192  # pixels; four times the width of what any video model makes
 _MAX_FRAMES = 1 << 20  # a day's worth is a mistake
 _QUARTER = 90  # degrees
+# Formats that are one file. A playlist names others, which libav would open.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,gif,apng,ogg,mpeg,mpegts,ivf,yuv4mpegpipe,webp_pipe,nut"
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def read_clip(path: str | os.PathLike[str], *, width: int, height: int, fps: flo
     shown: Pixels | None = None
     due = 0  # frames that are out already
     begin: float | None = None
-    with _mapped(name), av.open(name, "r", options={"protocol_whitelist": "file"}) as container:
+    with _mapped(name), av.open(name, "r", options=_OPTIONS) as container:
         if not container.streams.video:
             raise RequestError(f"{name!r} has no video stream. Give a film, such as an .mp4")
         stream = container.streams.video[0]

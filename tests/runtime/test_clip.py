@@ -88,6 +88,26 @@ def test_the_middle_goes_by(head: int, tail: int, step: int) -> None:
     assert not tail or np.array_equal(middle.tail, ramp(16)[16 - tail :])
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "webm", "gif", "webp"])
+def test_what_kinograph_writes_it_reads(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"film.{ending}"
+    with VideoWriter(path, width=64, height=48, fps=8) as writer:
+        writer.write(ramp(9))
+    try:
+        count = len(list(read_clip(path, **SIZE, fps=8, how="crop")))
+    except RequestError as error:
+        assert ending == "webp", error  # FFmpeg reads no animated WebP
+    else:
+        assert count == pytest.approx(9, abs=1)
+
+
+def test_a_playlist_is_no_film(film: Path, tmp_path: Path) -> None:
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{film}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(RequestError, match=r"list\.m3u8"):
+        list(read_clip(playlist, **SIZE, fps=8, how="crop"))
+
+
 @pytest.mark.parametrize("content", [b"", b"not a film", b"\x00\x00\x00\x18ftypmp42" + bytes(200)])
 def test_what_is_no_film_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.mp4"
