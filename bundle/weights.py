@@ -24,6 +24,7 @@ _SAFETENSORS_NAMES = {
     ir.DataType.INT8: "I8",
     ir.DataType.UINT8: "U8",
     ir.DataType.BOOL: "BOOL",
+    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
 }
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from kinograph.calibration.layers import constant
-from kinograph.calibration.numerics import Affine
-from kinograph.calibration.recipes.int8 import ConvolutionPlan, Plan
+from kinograph.calibration.numerics import Float8, Form, quantised
+from kinograph.calibration.recipes.static import ConvolutionPlan, Plan
 from kinograph.calibration.store import LaterWeight, later_constant
 
 __all__ = ["emit"]
@@ -47,16 +47,14 @@ def _quantise(model: ir.Model, plan: Plan) -> None:
         inverse = constant(model, f"{name}.smoothing", (1 / plan.smoothing).astype(np.float32))
         new.append(ir.node("Mul", [activation, inverse], name=f"{name}.smooth"))
         activation = new[-1].outputs[0]
-    scale, zero = _affine(model, name, plan.form)
+    scale, zero = _form(model, name, plan.form)
     new.append(ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}.quantize"))
     new.append(ir.node("DequantizeLinear", [new[-1].outputs[0], scale, zero], name=f"{name}.dequantize"))
     earliest = next(node for node in graph if str(node.name) in nodes)
     graph.insert_before(earliest, new)
     for number, node_name in enumerate(plan.group.nodes):
         node, weight = nodes[node_name], plan.weight(number)
-        values = later_constant(
-            model, LaterWeight.of(f"{node_name}.int8", weight.values.shape, partial(plan.weight, number))
-        )
+        values = later_constant(model, LaterWeight.of(f"{node_name}.quantised", weight, partial(plan.weight, number)))
         scales = constant(model, f"{node_name}.scale", weight.scale)
         back = ir.node(
             "DequantizeLinear", [values, scales], attributes={"axis": weight.axis}, name=f"{node_name}.weight"
@@ -69,7 +67,7 @@ def _quantise(model: ir.Model, plan: Plan) -> None:
 def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
     graph, group = model.graph, plan.group
     node = next(node for node in graph if node.name == group.node)
-    scale, zero = _affine(model, f"{group.activation}.{group.node}", plan.form)
+    scale, zero = _form(model, f"{group.activation}.{group.node}", plan.form)
     there = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{group.node}.quantize")
     back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize")
     values = constant(model, f"{group.weight}.int8", plan.weight.values)
@@ -85,7 +83,7 @@ def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
         graph.insert_before(node, bias)
         node.replace_input_with(2, bias.outputs[0])
     output = node.outputs[0]
-    scale, zero = _affine(model, f"{group.output}.{group.node}", plan.output)
+    scale, zero = _form(model, f"{group.output}.{group.node}", plan.output)
     there = ir.node("QuantizeLinear", [output, scale, zero], name=f"{group.node}.quantize_output")
     back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize_output")
     back.outputs[0].shape, back.outputs[0].dtype = output.shape, output.dtype or ir.DataType.FLOAT
@@ -96,8 +94,7 @@ def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
     graph.insert_after(node, [there, back])
 
 
-def _affine(model: ir.Model, name: str, form: Affine) -> tuple[ir.Value, ir.Value]:
-    return (
-        constant(model, f"{name}.scale", np.float32(form.scale)),
-        constant(model, f"{name}.zero_point", np.uint8(form.zero_point)),
-    )
+def _form(model: ir.Model, name: str, form: Form) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero point, whose type says what is quantised to."""
+    zero = quantised(np.zeros((), np.float32), form) if isinstance(form, Float8) else np.uint8(form.zero_point)
+    return constant(model, f"{name}.scale", np.float32(form.scale)), constant(model, f"{name}.zero_point", zero)

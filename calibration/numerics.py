@@ -1,26 +1,36 @@
 """What a number becomes in each format: the reference that every emitted graph is tested against.
 
 Integers are symmetric for weights (zero is zero, the range is −127 to 127, so that negation is exact) and affine for
-activations (0 to 255 with a zero point), as ONNX's `QuantizeLinear` and `DequantizeLinear` have them: rounding is to
-the nearest, ties to even, and what is out of range is clipped.
+activations (0 to 255 with a zero point). Floats of 8 bits are E4M3 (Micikevicius et al. 2022, arXiv:2209.05433), which
+has no infinity and ends at 448. All as ONNX's `QuantizeLinear` and `DequantizeLinear` have them: rounding is to the
+nearest, ties to even, and what is out of range is clipped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from kinograph.errors import NumericError
 
 __all__ = [
+    "FLOATS",
+    "INTEGERS",
     "Affine",
+    "Float8",
+    "Form",
+    "Numbers",
     "Weight",
     "affine",
     "dequantised",
     "fake_quantised",
+    "float8",
+    "float8_weight",
     "quantised",
     "quantised_weight",
     "signal_to_noise",
@@ -32,6 +42,8 @@ Floats = npt.NDArray[np.float32]
 
 _LARGEST_WEIGHT = 127
 _LEVELS = 255
+_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+_LARGEST_E4M3 = 448.0
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -44,12 +56,31 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Weight:
-    """x ≈ scale · q along `axis`: `values` int8 of the weight's shape, `scale` float32 [size of `axis`]."""
+class Float8:
+    """x ≈ scale · q, q an E4M3 number."""
 
-    values: npt.NDArray[np.int8]
+    scale: float
+
+
+Form = Affine | Float8
+"""How an activation is quantised."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """x ≈ scale · q along `axis`: `values` int8 or E4M3 of the weight's shape, `scale` float32 [size of `axis`]."""
+
+    values: npt.NDArray[Any]
     scale: Floats
     axis: int
+
+
+def _check_range(low: float, high: float) -> None:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise NumericError(
+            f"a range of {low} to {high} cannot be quantised: NaN or infinity was met while calibrating. "
+            "Check the bundle with `kinograph generate --variant fp32`."
+        )
 
 
 def affine(low: float, high: float) -> Affine:
@@ -57,11 +88,7 @@ def affine(low: float, high: float) -> Affine:
 
     Raises NumericError where a bound is NaN or infinite.
     """
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise NumericError(
-            f"a range of {low} to {high} cannot be quantised: NaN or infinity was met while calibrating. "
-            "Check the bundle with `kinograph generate --variant fp32`."
-        )
+    _check_range(low, high)
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     scale = (high - low) / _LEVELS
     if scale < _SMALLEST_SCALE:  # nothing but zeros; any scale will do
@@ -69,24 +96,36 @@ def affine(low: float, high: float) -> Affine:
     return Affine(float(np.float32(scale)), int(np.clip(np.rint(-low / scale), 0, _LEVELS)))
 
 
-def quantised(x: Floats, form: Affine) -> npt.NDArray[np.uint8]:
+def float8(low: float, high: float) -> Float8:
+    """The E4M3 format whose range holds `low` to `high`. Raises NumericError where a bound is NaN or infinite."""
+    _check_range(low, high)
+    scale = max(-low, high, 0.0) / _LARGEST_E4M3
+    return Float8(1.0 if scale < _SMALLEST_SCALE else float(np.float32(scale)))
+
+
+def quantised(x: Floats, form: Form) -> npt.NDArray[Any]:
     """What `QuantizeLinear` makes of `x`."""
+    if isinstance(form, Float8):
+        scaled = np.asarray(x, np.float32) / np.float32(form.scale)
+        return np.asarray(np.clip(scaled, -_LARGEST_E4M3, _LARGEST_E4M3), _E4M3)
     steps = np.rint(np.asarray(x, np.float32) / np.float32(form.scale)) + form.zero_point
     return np.asarray(np.clip(steps, 0, _LEVELS), np.uint8)
 
 
-def dequantised(q: npt.NDArray[np.uint8], form: Affine) -> Floats:
+def dequantised(q: npt.NDArray[Any], form: Form) -> Floats:
     """What `DequantizeLinear` makes of `q`."""
+    if isinstance(form, Float8):
+        return np.asarray(q.astype(np.float32) * np.float32(form.scale))
     return (q.astype(np.int32) - form.zero_point).astype(np.float32) * np.float32(form.scale)
 
 
-def fake_quantised(x: Floats, form: Affine) -> Floats:
+def fake_quantised(x: Floats, form: Form) -> Floats:
     """`x` there and back."""
     return dequantised(quantised(x, form), form)
 
 
-def weight_scale(weight: Floats, axis: int) -> Floats:
-    """The scale of each index of `axis`, float32; 1 for a channel of zeros.
+def weight_scale(weight: Floats, axis: int, largest_value: float = _LARGEST_WEIGHT) -> Floats:
+    """The scale of each index of `axis`, float32; 1 for a channel of zeros. The largest weight is `largest_value`.
 
     Raises NumericError where the weight holds NaN or infinity.
     """
@@ -95,7 +134,7 @@ def weight_scale(weight: Floats, axis: int) -> Floats:
     largest = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
     if not np.isfinite(largest).all():
         raise NumericError("a weight holds NaN or infinity and cannot be quantised. Export the checkpoint again.")
-    scale = np.where(largest > _LARGEST_WEIGHT * _SMALLEST_SCALE, largest / _LARGEST_WEIGHT, 1.0)
+    scale = np.where(largest > largest_value * _SMALLEST_SCALE, largest / largest_value, 1.0)
     return np.asarray(scale, np.float32)
 
 
@@ -113,6 +152,26 @@ def quantised_weight(weight: Floats, axis: int) -> Weight:
     """
     scale = weight_scale(weight, axis)
     return Weight(weight_values(weight, scale, axis), scale, axis % weight.ndim)
+
+
+def float8_weight(weight: Floats, axis: int) -> Weight:
+    """A weight in E4M3 with a scale for each index of `axis`. Raises NumericError where it holds NaN or infinity."""
+    scale = weight_scale(weight, axis, _LARGEST_E4M3)
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    steps = np.clip(weight / np.expand_dims(scale, others), -_LARGEST_E4M3, _LARGEST_E4M3)
+    return Weight(steps.astype(_E4M3), scale, axis % weight.ndim)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a recipe quantises to: an activation's format from its range, and a weight along an axis."""
+
+    activation: Callable[[float, float], Form]
+    weight: Callable[[Floats, int], Weight]
+
+
+INTEGERS = Numbers(affine, quantised_weight)
+FLOATS = Numbers(float8, float8_weight)
 
 
 def signal_to_noise(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kinograph.bundle import Bundle
-from kinograph.calibration import RECIPES, CalibrationOptions, Progress
+from kinograph.calibration import CalibrationOptions, Progress
 from kinograph.calibration.compare import Exam, Report, compare, why_not
 from kinograph.calibration.draft import draft
 from kinograph.calibration.html import page
@@ -16,6 +16,7 @@ from kinograph.calibration.layers import open_graph
 from kinograph.calibration.look import look, look_at_decoder
 from kinograph.calibration.loop import FLOAT, Loop, Start
 from kinograph.calibration.prompts import chosen_prompts
+from kinograph.calibration.recipes import RECIPES
 from kinograph.calibration.scan import scan, scan_decoder
 from kinograph.calibration.work import Work, best_precision, choose
 from kinograph.calibration.write import write
@@ -37,17 +38,17 @@ def run(
         raise UsageError(f"unknown recipe {options.recipe!r}; expected one of: {', '.join(RECIPES)}. Use --recipe.")
     with Bundle.open(path) as bundle, open_device(options.device) as device:
         _check(bundle.manifest, options)
-        loop = Loop(bundle, device)
+        loop, recipe = Loop(bundle, device), RECIPES[options.recipe]
         looked, held = chosen_prompts(bundle, options)
         with open_journal(bundle, options, device.backend) as journal:
             text = best_precision(bundle.manifest, "text_encoder")
             starts = _starts(loop, [*looked, *held], text, journal, progress)
             seen, compared = starts[: len(looked)], starts[len(looked) :]
             steps, latents = look(loop, seen, journal, progress)
-            decoder = look_at_decoder(loop, latents, journal, progress)
+            decoder = look_at_decoder(loop, latents, journal, progress) if recipe.convolutions else {}
             work = steps | decoder
             for number, own in enumerate(work.values(), 1):
-                own.plan()
+                own.plan(recipe)
                 progress("plan", number, len(work))
             if options.scan:
                 scan(loop, steps, seen[:2], journal, progress)

@@ -26,20 +26,27 @@ _BLOCK = 1 << 24  # elements that are quantised at a time
 
 
 class LaterWeight(StreamedTensor):
-    """An int8 constant that is made when it is written; `make` gives it in pieces of rows."""
+    """A constant of 8 bits that is made when it is written; `make` gives it in pieces of rows."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[npt.NDArray[np.int8]]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        make: Callable[[], Iterator[npt.NDArray[Any]]],
+        dtype: ir.DataType = ir.DataType.INT8,
+    ) -> None:
         self._make = make
-        super().__init__(self._whole, dtype=ir.DataType.INT8, shape=ir.Shape(shape), name=name)
+        super().__init__(self._whole, dtype=dtype, shape=ir.Shape(shape), name=name)
 
     @classmethod
-    def of(cls, name: str, shape: tuple[int, ...], make: Callable[[], Weight]) -> LaterWeight:
-        """The values of a weight that is small enough to be made at once."""
-        return cls(name, shape, lambda: iter([make().values]))
+    def of(cls, name: str, like: Weight, make: Callable[[], Weight]) -> LaterWeight:
+        """The values of a weight that is small enough to be made at once, of the shape and type of `like`."""
+        values = like.values
+        return cls(name, values.shape, lambda: iter([make().values]), ir.DataType.from_numpy(values.dtype))
 
     def pieces(self) -> Iterator[memoryview]:
         for block in self._make():
-            yield np.ascontiguousarray(block).data
+            yield np.ascontiguousarray(block).view(np.uint8).data
 
     def _whole(self) -> ir.TensorProtocol:
         return ir.tensor(np.concatenate(list(self._make())), name=self.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from kinograph.calibration.collect import Watch
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Graph, Group
 from kinograph.calibration.loop import FLOAT
-from kinograph.calibration.recipes.int8 import ConvolutionPlan, Halves, Int8, Plan
+from kinograph.calibration.recipes.static import ConvolutionPlan, Halves, Plan, Static
 from kinograph.calibration.store import store_weights
 from kinograph.manifest import Component, Manifest
 
@@ -55,15 +55,15 @@ class Work:
         """Of a text encoder: its weights alone, which need no runs."""
         return cls(graph, [], Watch({}, 1))
 
-    def plan(self) -> None:
+    def plan(self, recipe: Static) -> None:
         """Plan every layer by the recipe, and by its control."""
-        recipe, control = Int8(), Int8(smooth=False, cut=False, per_channel=False)
+        control = replace(recipe, smooth=False, cut=False, per_channel=False)
         for layer in self.layers:
             seen = [self.watch.halves(name) for name in _watched(layer)]
             self.plans.append(self._plan(recipe, layer, seen))
             self.control.append(self._plan(control, layer, seen))
 
-    def _plan(self, recipe: Int8, layer: Group | Convolution, seen: Sequence[Halves]) -> Plan | ConvolutionPlan:
+    def _plan(self, recipe: Static, layer: Group | Convolution, seen: Sequence[Halves]) -> Plan | ConvolutionPlan:
         weights = [np.asarray(self.graph.weights[name]) for name in layer.weights]
         if isinstance(layer, Convolution):
             bias = self.graph.constant(layer.bias) if layer.bias else None

@@ -31,7 +31,7 @@ __all__ = ["OrtDevice"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
-_BFLOAT16 = ir.DataType.BFLOAT16.numpy()
+_BFLOAT16, _FLOAT8 = ir.DataType.BFLOAT16.numpy(), ir.DataType.FLOAT8E4M3FN.numpy()
 _COPIED_SHARE = 0.4  # of the memory: of larger weights there is no copy, which costs speed
 _USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
@@ -103,7 +103,7 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        self._values = [_value(array) for array in weights.values()]
         options.add_external_initializers(list(weights), self._values)
         try:
             return ort.InferenceSession(
@@ -170,6 +170,13 @@ def _as_inputs(model: ir.Model, weights: dict[str, Array]) -> dict[str, Array]:
             value.const_value = None
             model.graph.inputs.append(value)
     return mapped
+
+
+def _value(array: Array) -> ort.OrtValue:
+    """An array as ONNX Runtime takes it, in place; it does not know the 8-bit floats of numpy."""
+    if array.dtype == _FLOAT8:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), ir.DataType.FLOAT8E4M3FN.value)
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _set_placeholder(value: ir.Value, array: Array) -> None:

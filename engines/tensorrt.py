@@ -29,6 +29,7 @@ Axes = Mapping[str, tuple[int, int]]
 _MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")  # the package, and what it wraps
 _ATTENTION = {"ATTENTION_INPUT": "IAttentionInputLayer", "ATTENTION_OUTPUT": "IAttentionOutputLayer"}
 _MOST_ERRORS = 3  # told
+_FLOAT8, _FLOAT8_FROM = "fp8", 89
 
 
 def builder_version() -> str:
@@ -56,6 +57,11 @@ def build(contents: Contents, component: str, precision: str, *, capability: int
     if precision not in variants:
         raise UsageError(f"{component} has no variant {precision!r}; it has: {', '.join(variants)}. Use --variant.")
     variant = variants[precision]
+    if precision == _FLOAT8 and capability < _FLOAT8_FROM:
+        raise UsageError(
+            f"{precision} needs compute capability {_FLOAT8_FROM} or later, and {capability} has no arithmetic of that "
+            "kind. Use --variant int8 or bf16."
+        )
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

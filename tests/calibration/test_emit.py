@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from kinograph.calibration.collect import Statistics
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Group
 from kinograph.calibration.numerics import fake_quantised, signal_to_noise
-from kinograph.calibration.recipes.int8 import Int8
+from kinograph.calibration.recipes import RECIPES
+from kinograph.calibration.recipes.static import Static
 
-CONTROL = Int8(smooth=False, cut=False, per_channel=False)
+INT8, FP8 = RECIPES["int8"], RECIPES["fp8"]
+CONTROL = replace(INT8, smooth=False, cut=False, per_channel=False)
 
 
 def statistics(rows: np.ndarray) -> tuple[Statistics, Statistics]:
@@ -59,13 +62,13 @@ def products() -> tuple[ir.Model, Group, dict[str, np.ndarray], np.ndarray]:
     return graph_of(nodes, [2, "S", 16], ["y_v", "y_w"], weights), group, weights, x
 
 
-@pytest.mark.parametrize("recipe", [Int8(), CONTROL])
-def test_products_are_the_planned_ones(products: Any, recipe: Int8) -> None:
+@pytest.mark.parametrize("recipe", [INT8, CONTROL, FP8, replace(FP8, smooth=False, per_channel=False)])
+def test_products_are_the_planned_ones(products: Any, recipe: Static) -> None:
     model, group, weights, x = products
     plan = recipe.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))
     assert (plan.smoothing is not None) == recipe.smooth
     divided = x if plan.smoothing is None else x * (1 / plan.smoothing).astype(np.float32)
-    expected = [fake_quantised(divided, plan.form) @ (w.values * w.scale) for w in plan.weights]
+    expected = [fake_quantised(divided, plan.form) @ (w.values.astype(np.float32) * w.scale) for w in plan.weights]
     for got, wanted in zip(run(emit(model, [plan]), x), expected, strict=True):
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
@@ -74,7 +77,7 @@ def test_the_recipe_beats_its_control(products: Any) -> None:
     model, group, weights, x = products
     exact = np.concatenate(run(model, x), axis=-1)
     found = []
-    for recipe in (Int8(), CONTROL):
+    for recipe in (INT8, CONTROL):
         plan = recipe.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))
         found.append(signal_to_noise(exact, np.concatenate(run(emit(model, [plan]), x), axis=-1)))
     assert found[0] > found[1] + 3
@@ -90,7 +93,7 @@ def test_convolutions_are_the_planned_ones(with_bias: bool) -> None:
     x = random.normal(size=(1, 4, 5, 8, 8)).astype(np.float32)
     (exact,) = run(model, x)
     layer = Convolution("x", "conv", "w", "b" if with_bias else None, "y")
-    plan = Int8().plan_convolution(
+    plan = INT8.plan_convolution(
         layer, statistics(x.reshape(-1, 1)), statistics(exact.reshape(-1, 1)), weight, weights.get("b")
     )
     formed = weights | {"w": plan.weight.values * plan.weight.scale.reshape(-1, 1, 1, 1, 1)}
@@ -106,13 +109,13 @@ def test_convolutions_are_the_planned_ones(with_bias: bool) -> None:
 def test_a_model_is_copied_not_changed(products: Any) -> None:
     model, group, weights, x = products
     before = ir.to_proto(model).SerializeToString()
-    emit(model, [Int8().plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))])
+    emit(model, [INT8.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))])
     assert ir.to_proto(model).SerializeToString() == before
 
 
 def test_an_activation_that_was_always_zero_stays_finite(products: Any) -> None:
     model, group, weights, x = products
     nothing = np.zeros((4, 16), np.float32)
-    plan = Int8().plan(group, statistics(nothing), list(weights.values()))
+    plan = INT8.plan(group, statistics(nothing), list(weights.values()))
     for got in run(emit(model, [plan]), x):
         assert np.isfinite(got).all()

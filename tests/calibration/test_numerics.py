@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -13,9 +14,12 @@ from onnx.reference import ReferenceEvaluator
 
 from kinograph.calibration.numerics import (
     Affine,
+    Float8,
     affine,
     dequantised,
     fake_quantised,
+    float8,
+    float8_weight,
     quantised,
     quantised_weight,
     signal_to_noise,
@@ -106,3 +110,48 @@ def test_signal_to_noise_in_decibels() -> None:
     assert signal_to_noise(x, x) == 120
     assert signal_to_noise(x, 1.1 * x) == pytest.approx(20)
     assert signal_to_noise(np.zeros(2), x) == 0
+
+
+@given(x=arrays(np.float32, array_shapes(max_dims=3, max_side=6), elements=FINITE))
+@settings(max_examples=60, deadline=None)
+def test_float8_is_what_onnx_says(x: np.ndarray) -> None:
+    form = float8(float(x.min()), float(x.max()))
+    session = ort.InferenceSession(_float8_model(form, x.ndim), providers=["CPUExecutionProvider"])
+    (wanted,) = session.run(None, {"x": x})
+    got = fake_quantised(x, form)
+    assert np.abs(got - wanted).max(initial=0) <= 1e-5 * max(1.0, float(np.abs(x).max(initial=0)))
+    largest = max(float(np.abs(x).max(initial=0)), 1e-30)
+    assert np.abs(got - x).max(initial=0) <= largest / 16 * 1.001 + 1e-30  # three bits behind the first
+
+
+def _float8_model(form: Float8, rank: int) -> bytes:
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [form.scale])
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    axes = [f"a{i}" for i in range(rank)]
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, axes)] for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "there_and_back", inputs, outputs, [scale, zero])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+
+
+@given(
+    weight=arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=FINITE), axis=st.integers(0, 1)
+)
+@settings(max_examples=60, deadline=None)
+def test_float8_weights_reach_their_largest(weight: np.ndarray, axis: int) -> None:
+    formed = float8_weight(weight, axis)
+    back = formed.values.astype(np.float32) * np.expand_dims(formed.scale, 1 - axis)
+    largest = np.abs(weight).max(axis=1 - axis, keepdims=True)
+    assert (np.abs(back - weight) <= largest / 16 * 1.001 + 1e-6).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_float8_refuses_what_is_not_finite(bad: float) -> None:
+    with pytest.raises(NumericError, match="cannot be quantised"):
+        float8(0.0, bad)
+    with pytest.raises(NumericError, match="NaN or infinity"):
+        float8_weight(np.array([[1.0, bad]], np.float32), 1)
+    assert float8(0.0, 0.0) == Float8(1.0)
