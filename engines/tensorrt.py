@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kinograph.engines.rewrites.symmetric import affine_to_symmetric, biases_to_float
+from kinograph.engines.rewrites.table import dequantise_tables
 from kinograph.engines.weights import map_weights
 from kinograph.errors import EngineError, MissingExtraError, UsageError
 from kinograph.manifest import resolve_shape
@@ -114,6 +116,8 @@ def _parse(trt: Any, network: Any, logger: Any, contents: Contents, variant: Var
     weights = map_weights(model, contents, variant)
     affine_to_symmetric(model, weights)
     biases_to_float(model, weights)
+    dequantise_tables(model, weights)
+    RemoveUnusedNodesPass()(model)
     parser = trt.OnnxParser(network, logger)
     data = ir.to_proto(model).SerializeToString()
     loaded = parser.load_model_proto(data)

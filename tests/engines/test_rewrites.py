@@ -12,6 +12,7 @@ from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
+from kinograph.engines.rewrites.table import dequantise_tables
 
 Array = npt.NDArray[np.float32]
 
@@ -112,3 +113,21 @@ def test_other_norms_stay(change: dict[str, object]) -> None:
     model = channel_norm(**change)  # type: ignore[arg-type]
     channel_norm_to_convolution(model, {})
     assert operators(model) == ["ReduceL2"]
+
+
+def test_int8_tables_become_float_ones() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+    g (int64[3] ids) => (float[3,2] y)
+    <int8[4,2] table = {1, 2, 3, 4, 5, 6, 7, 8}, float[4] scales = {0.5, 1.0, 2.0, 4.0}, int64[1] last = {-1}> {
+        rows = Gather (table, ids)
+        found = Gather (scales, ids)
+        column = Unsqueeze (found, last)
+        floats = Cast <to = 1> (rows)
+        y = Mul (floats, column)
+    }"""
+    model = ir.from_onnx_text(text)
+    ids = {"ids": np.array([3, 0, 2])}
+    expected = run(model, ids)  # type: ignore[arg-type]
+    dequantise_tables(model, {})
+    assert np.array_equal(run(model, ids), expected)  # type: ignore[arg-type]
+    assert "DequantizeLinear" in operators(model) and "Mul" not in operators(model)
