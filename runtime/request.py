@@ -10,7 +10,7 @@ import msgspec
 from kinograph.errors import RequestError, UsageError
 from kinograph.manifest import Manifest
 
-__all__ = ["SOLVERS", "Cue", "Request", "Still", "bridge", "default_overlap", "resolve"]
+__all__ = ["SOLVERS", "Cue", "Request", "Still", "bridge", "resolve"]
 
 _Value = TypeVar("_Value")
 
@@ -77,16 +77,23 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cues: tuple[Cue, ...] = ()
 
 
-def default_overlap(manifest: Manifest) -> int:
+def _default_window(manifest: Manifest) -> int:
+    """The bundle's own length, or the shortest that can follow from another."""
+    return max(manifest.defaults.num_frames, 1 + manifest.geometry.temporal)
+
+
+def _default_overlap(manifest: Manifest, window: int) -> int:
     """Frames that a window is given of the one before: models conditioned through channels take a single one."""
-    return 1 if manifest.conditioning.kind == "channels" else 1 + manifest.geometry.temporal
+    temporal = manifest.geometry.temporal
+    return 1 if manifest.conditioning.kind == "channels" else max(1, min(1 + temporal, window - temporal))
 
 
 def _default_frames(request: Request, manifest: Manifest) -> int:
     """The bundle's own number, or as many as a window makes between the films that are given."""
     if request.before is None:
         return manifest.defaults.num_frames
-    window, overlap = request.window or manifest.defaults.num_frames, request.overlap or default_overlap(manifest)
+    window = request.window or _default_window(manifest)
+    overlap = request.overlap or _default_overlap(manifest, window)
     temporal = manifest.geometry.temporal
     return max(temporal, window - overlap - (max(temporal, overlap - 1) if request.after else 0))
 
@@ -117,8 +124,8 @@ def resolve(request: Request, manifest: Manifest) -> Request:
         width=_or(request.width, defaults.width),
         height=_or(request.height, defaults.height),
         num_frames=_or(request.num_frames, _default_frames(request, manifest)),
-        window=_or(request.window, defaults.num_frames),
-        overlap=_or(request.overlap, default_overlap(manifest)),
+        window=_or(request.window, _default_window(manifest)),
+        overlap=_or(request.overlap, _default_overlap(manifest, request.window or _default_window(manifest))),
         fps=_or(request.fps, defaults.fps),
         num_inference_steps=_or(request.num_inference_steps, defaults.num_inference_steps),
         guidance_scale=_or(request.guidance_scale, manifest.experts[0].guidance_scale),

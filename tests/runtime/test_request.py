@@ -55,6 +55,13 @@ def test_one_guidance_scale_is_for_both_experts() -> None:
     assert (request.guidance_scale, request.guidance_scale_2) == (6.0, 6.0)
 
 
+@pytest.mark.parametrize("count", [1, 5, 9])
+def test_a_bundle_of_short_videos_has_windows_too(count: int) -> None:
+    defaults = msgspec.structs.replace(MANIFEST.defaults, num_frames=count)
+    request = resolve(Request(prompt="a"), msgspec.structs.replace(MANIFEST, defaults=defaults))
+    assert request.num_frames == count and 1 <= (request.overlap or 0) < (request.window or 0)
+
+
 @pytest.mark.parametrize(
     ("fields", "nearest"),
     [
