@@ -33,8 +33,9 @@ _WHITE = np.array((255, 255, 255), np.float32)
 _BRICK, _MORTAR = (168, 104, 78), (206, 188, 170)
 _STROKE = 0.3  # width of an outline, in radii
 _GLOW = 0.28  # reach of neon light, in radii
-_SCANLINE = np.float32(9)  # 8-bit levels by which every other line of a pixel-art background is lighter or darker
 _BLOCK = 32  # side of a pixel-art picture in its own pixels
+_SCREEN = np.float32(128)  # what an old screen's glass makes of a picture's darkest and lightest, and by how much
+_GLASS = 0.25
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def backdrop(background: str, genre: str, wall: bool, size: int) -> tuple[Array,
     if genre == "outline":
         picture = _mix(picture, np.asarray(picture.mean((0, 1)), np.float32), 0.25)
     elif genre == "pixel art":
-        picture = picture + np.where(np.arange(side) % 2 == 0, _SCANLINE, -_SCANLINE)[:, None, None]
+        picture = _mix(picture, _SCREEN, _GLASS)
     elif genre == "watercolour":
         wash = np.sin(2 * np.pi * (x * 1.7 + y * 0.6)) * np.sin(2 * np.pi * (y * 1.9 - x * 0.5 + 0.2))
         picture = _mix(picture, _PAPER, np.float32(0.42) + np.float32(0.1) * wash)

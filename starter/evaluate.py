@@ -167,11 +167,13 @@ def show(evaluation: Evaluation, *, as_json: bool, sheets: Path | None) -> None:
         write_confusions(scenes, verdicts, sheets)
 
 
-def generator(pipe: kinograph.Pipeline, steps: int | None, guidance: float | None) -> Generate:
+def generator(
+    pipe: kinograph.Pipeline, steps: int | None, guidance: float | None, speed: str | None = None
+) -> Generate:
     """A function from prompt, seed and first frame to frames by a loaded bundle, with its defaults where None."""
 
     def generate(prompt: str, seed: int, first_frame: Frames | None) -> Frames:
-        options = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
+        options = {"num_inference_steps": steps, "guidance_scale": guidance, "speed": speed, "seed": seed}
         if first_frame is None:
             return np.asarray(pipe(prompt, **options).frames)
         with tempfile.TemporaryDirectory() as folder:
@@ -192,6 +194,7 @@ def generator(pipe: kinograph.Pipeline, steps: int | None, guidance: float | Non
 @click.option("--steps", type=int, help="Denoising steps; the bundle's own if not given.")
 @click.option("--guidance", type=float, help="Guidance scale; the bundle's own if not given.")
 @click.option("--variant", help="Precision, such as int8; the best for the device if not given.")
+@click.option("--speed", help="A speed level of the bundle, such as balanced; every step if not given.")
 @click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets and confusion matrices.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
@@ -204,6 +207,7 @@ def main(
     steps: int | None,
     guidance: float | None,
     variant: str | None,
+    speed: str | None,
     sheets: Path | None,
     as_json: bool,
 ) -> None:
@@ -218,7 +222,7 @@ def main(
         length, size = usual.num_frames or 1, usual.width or 0
         firsts = [drawing.render(scene, length, size)[0] for scene in scenes] if first_frame else None
         evaluation = evaluate(
-            generator(pipe, steps, guidance),
+            generator(pipe, steps, guidance, speed),
             scenes,
             captions,
             first_frames=firsts,

@@ -6,7 +6,7 @@ alike stay together in the answer; the subjects tell them apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -26,7 +26,6 @@ _OUTLIER = 60.0  # distance in 8-bit RGB from which a pixel says nothing about t
 _SLACK = 7.0  # mean distance by which a backdrop may be worse than the best and still be tried
 _TRIED = 4  # backdrops that are tried at most
 _BLURS = 3  # degrees of blur that a clip may have
-_SCANLINES = 0.2  # mean strength in 8-bit levels of pixel art's scanlines from which they are there
 FAINT = 34.0  # distance from the backdrop below which a pixel shows none of a subject
 
 
@@ -39,8 +38,8 @@ class Backdrop:
     wall: bool
 
 
-def _explaining(pictures: Array) -> list[Backdrop]:
-    """The backdrops that explain most of the clip, the best first."""
+def likely(pictures: Array) -> list[Backdrop]:
+    """The backdrops that a clip, RGB [T, H, W, 3], may have, the best first."""
     every, gallery = _gallery()
     chosen = np.unique(np.linspace(0, len(pictures) - 1, _GLANCES).round().astype(int))
     nearest = np.full(gallery.shape[:2], np.inf, np.float32)
@@ -49,34 +48,6 @@ def _explaining(pictures: Array) -> list[Backdrop]:
     distance = np.minimum(np.sqrt(nearest), _OUTLIER).mean(1)
     order = [i for i in np.argsort(distance) if distance[i] <= distance.min() + _SLACK]
     return [every[i] for i in order[:_TRIED]]
-
-
-def likely(pictures: Array) -> list[Backdrop]:
-    """The backdrops that a clip, RGB [T, H, W, 3], may have, the best first.
-
-    Pixel art is where there are scanlines, and only there. Those of all frames together tell, even where blur and
-    noise hide them from the eye.
-    """
-    settled: list[Backdrop] = []
-    for backdrop in _explaining(pictures):
-        plain = replace(backdrop, genre="flat") if backdrop.genre == "pixel art" else backdrop
-        if plain.genre in ("flat", "outline") and _scanlines(plain, pictures) > _SCANLINES:
-            backdrop = replace(backdrop, genre="pixel art")
-        elif backdrop.genre == "pixel art":
-            backdrop = replace(backdrop, genre="flat")
-        if backdrop not in settled:
-            settled.append(backdrop)
-    return settled
-
-
-def _scanlines(backdrop: Backdrop, pictures: Array) -> float:
-    """How strong pixel art's scanlines are over a backdrop without them, in 8-bit levels."""
-    plain = levelled(picture_of(backdrop, pictures.shape[1])[0], pictures)
-    lines = np.arange(len(plain)) * _COARSE // len(plain)
-    apart = pictures - plain
-    behind = squared(apart) < FAINT**2
-    sign = np.where(lines % 2 == 0, np.float32(1), np.float32(-1))[:, None]
-    return float((apart.mean(-1) * sign)[behind].sum() / max(behind.sum(), 1))
 
 
 @cache

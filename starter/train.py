@@ -31,6 +31,7 @@ __all__ = ["STAGES", "Run", "main"]
 
 
 _CPU = torch.device("cpu")
+_GOING_ON = 0.5  # share of the learning rates where a part that has been trained goes on
 _FEW_STEPS = "-few-steps"  # after the checkpoint's name
 
 
@@ -57,13 +58,19 @@ class Run:
     few_steps_minutes: float = 6.0
     device: torch.device = _CPU
 
+    @property
+    def pace(self) -> float:
+        """What the learning rates of the VAE and the transformer are multiplied by."""
+        return 1.0 if self.start is None else _GOING_ON
+
 
 def _vae(run: Run) -> AutoencoderKLWan:
     if run.start is None:
         vae = model.make_vae(run.layout)
     else:
         vae = AutoencoderKLWan.from_pretrained(run.start, subfolder="vae", torch_dtype=torch.float32)
-    return train_vae(run.folder, Budget(run.vae_minutes, 2e-3, muon_rate=4e-3), _clips(run), vae)
+    budget = Budget(run.vae_minutes, 2e-3 * run.pace, muon_rate=4e-3 * run.pace)
+    return train_vae(run.folder, budget, _clips(run), vae, anew=run.start is None)
 
 
 def _decoder(run: Run) -> AutoencoderKLWan:
@@ -98,7 +105,7 @@ def _latents(run: Run) -> None:
 
 def _dit(run: Run) -> nn.ModuleDict:
     cache = load_cache(run.folder / "latents.pt")
-    budget = Budget(run.dit_minutes, 2e-3, ema=0.9985)
+    budget = Budget(run.dit_minutes, 2e-3 * run.pace, ema=0.9985, muon_rate=5e-3 * run.pace)
     if run.start is None:
         transformer = model.make_transformer(run.layout)
     else:

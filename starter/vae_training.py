@@ -150,11 +150,14 @@ def _is_muon(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim in _LAST and ("encoder." in name or "decoder." in name) and "conv_" not in name
 
 
-def train_vae(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Train the whole VAE within the budget, resuming from `folder`, and return its averaged weights."""
+def train_vae(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan, *, anew: bool) -> AutoencoderKLWan:
+    """Train the whole VAE within the budget, resuming from `folder`, and return its averaged weights.
+
+    Single frames come first where it is trained `anew`; one that goes on begins with crops of clips and whole ones.
+    """
     torch.manual_seed(data.seed)
     loop = Loop(_module(vae).to(data.device), budget, folder / "vae.pt", _is_muon)
-    _fit(loop, data, start=0.0)
+    _fit(loop, data, start=0.0 if anew else _PHASES[1])
     return loop.averaged["vae"]
 
 
