@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -89,10 +90,10 @@ def test_guidance_stays_where_it_matters() -> None:
 def sped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sped") / "starter"
     shutil.copytree(find_bundle(None), path)
-    found = find_speeds(path, QUICK, silent)
+    found = find_speeds(path, replace(QUICK, force=True), silent)
     assert found["fast"].rows < found["fast"].every_row / 2
     assert found["fast"].psnr_db >= LEVELS["fast"].psnr_db and found["fast"].ssim >= LEVELS["fast"].ssim
-    assert verify(path).speeds == found
+    assert verify(path).speeds["fast"] == found["fast"]
     return path
 
 
@@ -111,7 +112,7 @@ def test_levels_are_of_one_schedule(sped: Path) -> None:
     with kinograph.load(sped, device="cpu") as pipe:
         with pytest.raises(RequestError, match=r"leaves out some of 24 steps of the unipc solver.*has 12 of unipc"):
             pipe(PROMPT, speed="fast", num_inference_steps=12)
-        with pytest.raises(RequestError, match="has no speed level 'slow'; it has: fast"):
+        with pytest.raises(RequestError, match="has no speed level 'slow'; it has: .*fast"):
             pipe(PROMPT, speed="slow")
 
 
@@ -132,5 +133,5 @@ def test_what_no_level_reaches_is_said(sped: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(LEVELS, "careful", Bars(psnr_db=119.0, ssim=1.0))
     before = (sped / "bundle.json").read_bytes()
     with pytest.raises(NumericError, match="no step can be skipped at level 'careful'"):
-        find_speeds(sped, CalibrationOptions(runs=2, videos=1, skip=("careful",)), silent)
+        find_speeds(sped, CalibrationOptions(runs=2, videos=1, skip=("careful",), force=True), silent)
     assert (sped / "bundle.json").read_bytes() == before
