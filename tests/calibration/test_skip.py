@@ -112,7 +112,7 @@ def test_levels_are_of_one_schedule(sped: Path) -> None:
     with kinograph.load(sped, device="cpu") as pipe:
         with pytest.raises(RequestError, match=r"leaves out some of 24 steps of the unipc solver.*has 12 of unipc"):
             pipe(PROMPT, speed="fast", num_inference_steps=12)
-        with pytest.raises(RequestError, match="has no speed level 'slow'; it has: .*fast"):
+        with pytest.raises(RequestError, match=r"has no speed level 'slow'; it has: .*fast"):
             pipe(PROMPT, speed="slow")
 
 
