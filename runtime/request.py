@@ -239,7 +239,7 @@ def _speed_problems(request: Request, manifest: Manifest) -> list[str]:
         offered = f"it has: {', '.join(manifest.speeds)}. Use --speed" if manifest.speeds else "it has none"
         return [
             f"{manifest.name} has no speed level {request.speed!r}; {offered}. "
-            f"`kinograph calibrate BUNDLE --skip {request.speed}` finds one"
+            "`kinograph calibrate BUNDLE --skip LEVEL` finds one"
         ]
     if request.num_inference_steps == level.steps and request.solver == manifest.solver.name:
         return []
