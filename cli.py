@@ -71,6 +71,14 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     return int(match[1]), int(match[2])
 
 
+def _numbers(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[int, ...]:
+    """`86,89` and `120` as numbers, each once."""
+    parts = [part.strip() for one in value for part in one.split(",")]
+    if wrong := [part for part in parts if re.fullmatch("[0-9]{2,3}", part) is None]:
+        raise click.BadParameter(f"{wrong[0]!r} is not a compute capability such as 89", ctx, param)
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from kinograph.console.doctor import installed_version
@@ -367,37 +375,69 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
 @kinograph.command()
 @click.argument("bundle", required=False)
 @click.option(
+    "--target",
+    type=click.Choice(["rtx", "tensorrt"]),
+    default="rtx",
+    show_default=True,
+    help="TensorRT for RTX, or TensorRT, which builds on the machine that will run the engines.",
+)
+@click.option(
     "--sm",
     "capabilities",
-    type=int,
     multiple=True,
-    required=True,
-    help="Compute capability of the GPU, such as 89 for Ada; may be given again.",
+    metavar="N[,N…]",
+    callback=_numbers,
+    help="Compute capability of the GPU, such as 89 for Ada; may be given again.  [default: the GPU here]",
 )
-@click.option("-o", "--output", default="engines", show_default=True, metavar="FOLDER", help="Where the engines go.")
+@click.option("-o", "--output", metavar="FOLDER", help="Put the engines here too, beside an engines.json.")
 @click.option("--variant", help="Precision, such as bf16 or int8.  [default: bf16, fp16 or fp32, as there is]")
 @click.option("--size", metavar="WxH", callback=_size, help="Size of the videos in pixels." + _DEFAULT)
 @click.option("--frames", "num_frames", type=int, help="Number of frames, or of a window's." + _DEFAULT)
+@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Most memory a layer may use to be fast.")
+@click.option("--list", "listed", is_flag=True, help="Only show the engines in the cache.")
+@click.option("--clean", is_flag=True, help="Only remove the engines in the cache.")
 @_force_option
 @_json_option
 @_quiet_option
-def build(bundle: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Build TensorRT engines of BUNDLE for GPUs that need not be here. Needs kinograph[tensorrt]."""
-    from kinograph.console.build import BuildJob
-    from kinograph.console.build import build as run
+def build(
+    bundle: str | None, listed: bool, clean: bool, workspace: int | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Build TensorRT engines of BUNDLE, for GPUs that need not be here, and keep them in the cache (KINOGRAPH_CACHE).
 
+    Needs kinograph[tensorrt]. What is in the cache already is not built again.
+    """
+    from kinograph.console.build import BuildJob, card_text, described
+    from kinograph.console.build import build as run
+    from kinograph.engines.cache import EngineCache
+
+    cache, output = EngineCache(), options["output"]
+    if listed or clean:
+        cards = cache.cards()
+        for card in cards if clean else ():
+            cache.remove(card)
+        if as_json:
+            click.echo(json_text({"folder": str(cache.folder), "engines": [described(card) for card in cards]}))
+            return
+        for card in cards:
+            click.echo(escape(("removed " if clean else "") + card_text(card)))
+        click.echo(f"{escape(str(cache.folder))}: {len(cards)} engines, {sum(c.bytes for c in cards) / 1e6:.1f} MB")
+        return
     width, height = options.pop("size") or (None, None)
+    job = BuildJob(bundle=bundle, width=width, height=height, workspace=workspace and workspace << 20, **options)
     with Console(quiet=quiet) as console:
-        built = run(BuildJob(bundle=bundle, width=width, height=height, **options), console)
+        built = run(job, console, cache)
     text = json_text({"engines": built})
-    index = Path(options["output"]) / "engines.json"
-    index.write_text(text + "\n", "utf-8")
+    if output is not None:
+        (Path(output) / "engines.json").write_text(text + "\n", "utf-8")
     if as_json:
         click.echo(text)
         return
     for engine in built:
-        click.echo(f"{escape(engine['file'])}: {engine['bytes'] / 1e6:.1f} MB")
-    click.echo(f"{escape(str(index))}: sizes, hashes, and what they were built from, with {built[0]['builder']}")
+        name = f"{engine['component']}, {engine['precision']}, sm{engine['compute_capability']}"
+        there = "" if engine["built"] else ", was there"
+        click.echo(f"{escape(engine['file'] or name)}: {engine['bytes'] / 1e6:.1f} MB{there}")
+    where = escape(str(Path(output) / "engines.json") if output is not None else str(cache.folder))
+    click.echo(f"{where}: built with {built[0]['builder']}")
 
 
 @kinograph.command()

@@ -38,6 +38,7 @@ __all__ = [
     "Text",
     "Variant",
     "resolve_shape",
+    "solve_axes",
 ]
 
 FORMAT_VERSION = 1
@@ -292,3 +293,19 @@ def resolve_shape(shape: tuple[int | str, ...], axes: Mapping[str, int]) -> tupl
             raise KeyError(axis)
         resolved.append(int(match[1] or 1) * axes[match[2]])
     return tuple(resolved)
+
+
+def solve_axes(declared: Mapping[str, tuple[int | str, ...]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the axes at which tensors declared so have these `shapes`, by the tensors' names.
+
+    Raises ValueError where there are no such sizes.
+    """
+    axes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        for axis, size in zip(declared[name], shape, strict=True):
+            match = _AXIS.match(axis) if isinstance(axis, str) else None
+            if match is not None:
+                axes.setdefault(match[2], size // int(match[1] or 1))
+        if resolve_shape(declared[name], axes) != tuple(shape):
+            raise ValueError(f"{name} cannot be of shape {list(shape)}; expected {list(declared[name])} with {axes}")
+    return axes

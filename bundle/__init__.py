@@ -80,6 +80,11 @@ class Bundle:
             return np.frombuffer(b"", np.uint8)
         return np.frombuffer(mmap.mmap(file.fd, file.size, mmap.MAP_SHARED, mmap.PROT_READ), np.uint8)
 
+    def sha256(self, name: str) -> str:
+        """The sha256 of a file, as the manifest has it. Raises BundleError if the manifest does not list it."""
+        self._file(name)
+        return self.manifest.files[name].sha256
+
     def copy(self, name: str, target: Path) -> None:
         """Write the content of a file to `target`, without taking it into memory.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ class Draft:
     def component(self, name: str) -> Component:
         return self._components[name]
 
+    def sha256(self, name: str) -> str:
+        return hashlib.sha256(self.map(name).data).hexdigest()
+
 
 class Trial:
     """A bundle with some other components, whose files are in memory or lie elsewhere; it does not own the bundle."""
@@ -52,6 +56,9 @@ class Trial:
         if file is None:
             return self._bundle.map(name)
         return np.frombuffer(file, np.uint8) if isinstance(file, bytes) else np.memmap(file, np.uint8, "r")
+
+    def sha256(self, name: str) -> str:
+        return hashlib.sha256(self.map(name).data).hexdigest()
 
     def component(self, name: str) -> Component:
         return self._components[name] if name in self._components else self._bundle.component(name)

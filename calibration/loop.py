@@ -15,7 +15,7 @@ from kinograph.engines.protocol import Contents, Device, Engine
 from kinograph.manifest import Expert
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.conditioning import nothing_given
-from kinograph.runtime.denoise import Inputs, denoise, load_inputs
+from kinograph.runtime.denoise import TABLES, Inputs, denoise, load_inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.noise import normal
 from kinograph.runtime.solvers import Step, schedule
@@ -95,7 +95,7 @@ class Loop:
     ) -> Iterator[tuple[Step, Binding]]:
         """Every step after it has run, with the buffers it ran on; other `steps` than the schedule's, if given."""
         first = open_expert(self.expert(self.steps[0]))
-        with Binding(self.device, first, self._axes(start)) as binding:
+        with Binding(self.device, first, self._axes(), without=TABLES) as binding:
             inputs = Inputs(start.noise, start.text, nothing_given(self.shape))
             load_inputs(binding, inputs)
             for step in self._steps(binding, inputs, self.steps if steps is None else steps, open_expert):
@@ -127,7 +127,7 @@ class Loop:
     def velocities(self, engine: Engine, moments: Sequence[Moment]) -> list[Latents]:
         """What an engine makes of what went into `moments`, which are all of its component."""
         found = []
-        with Binding(self.device, engine, self._axes(moments[0].start)) as binding:
+        with Binding(self.device, engine, self._axes(), without=TABLES) as binding:
             for moment in moments:
                 inputs = Inputs(moment.start.noise, moment.start.text, nothing_given(self.shape))
                 load_inputs(binding, inputs)
@@ -152,11 +152,11 @@ class Loop:
         manifest = self.bundle.manifest
         scales = [expert.guidance_scale for expert in manifest.experts]
         noised = manifest.conditioning.kind == "noised"
-        return denoise(binding, inputs, steps, manifest.experts, scales, open_expert, noised_known=noised)
+        return denoise(self.device, binding, inputs, steps, manifest.experts, scales, open_expert, noised_known=noised)
 
-    def _axes(self, start: Start) -> dict[str, int]:
+    def _axes(self) -> dict[str, int]:
         _, _, frames, height, width = self.shape
-        return {"B": len(start.text), "F": frames, "H": height, "W": width}
+        return {"F": frames, "H": height, "W": width}
 
 
 class Experts:

@@ -1,64 +1,174 @@
-"""The work behind `kinograph build`: a bundle's components as TensorRT engines, in a folder of their own."""
+"""The work behind `kinograph build`: a bundle's components as TensorRT engines, in the cache and, if asked, beside."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kinograph.engines import tensorrt
-from kinograph.errors import RequestError, UsageError
-from kinograph.runtime.codec import latents_per_call
+from kinograph.engines.cache import Card, EngineCache, origin
+from kinograph.engines.tensorrt import build as build_engine
+from kinograph.engines.tensorrt import capabilities
+from kinograph.engines.tensorrt_module import FULL, RTX
+from kinograph.engines.tensorrt_toolkit import TensorRT
+from kinograph.errors import EngineError, RequestError, UsageError
 from kinograph.runtime.locate import open_bundle
 from kinograph.runtime.output import write_file
 from kinograph.runtime.request import Request, resolve
+from kinograph.runtime.sizes import component_axes
 
 if TYPE_CHECKING:
     from kinograph.bundle import Bundle
     from kinograph.console import Console
+    from kinograph.engines.protocol import Axes
+    from kinograph.engines.tensorrt import Built
     from kinograph.manifest import Manifest
 
-__all__ = ["BuildJob", "build"]
+__all__ = ["BuildJob", "build", "card_text", "described"]
 
 _PRECISIONS = ("bf16", "fp16", "fp32")  # what is built unless a variant is named, best first
 
 
 class BuildJob(NamedTuple):
-    """What one `build` is to do: engines for `capabilities`, for videos of `width` × `height` and `num_frames`."""
+    """What one `build` is to do: engines of `target` for `capabilities`, for videos of `width` × `height` pixels.
+
+    Without `capabilities` it is the GPU's own. `output` is a folder for them besides the cache, or None; `workspace` is
+    in bytes.
+    """
 
     bundle: str | None
-    output: str
+    output: str | None
+    target: str
     capabilities: tuple[int, ...]
     variant: str | None
     width: int | None
     height: int | None
     num_frames: int | None
+    workspace: int | None
     force: bool
 
 
-def build(job: BuildJob, console: Console) -> list[dict[str, Any]]:
-    """Build every component for every capability; returns for each its file, size and what it was built from."""
-    known = tensorrt.capabilities()
-    if unknown := [one for one in job.capabilities if one not in known]:
-        there = ", ".join(map(str, known))
-        raise UsageError(f"compute capability {unknown[0]} cannot be built for; expected one of: {there}. Use --sm.")
+class Place(NamedTuple):
+    """What engines are built for: a compute capability, and the GPU's name where it is the one at hand that counts."""
+
+    capability: int
+    device: str | None
+
+
+def build(job: BuildJob, console: Console, cache: EngineCache | None = None) -> list[dict[str, Any]]:
+    """Build every component for every capability, unless it is in the cache; returns what there is of each."""
+    toolkit, cache = TensorRT(job.target), cache or EngineCache()
+    places = _places(job)
     console.start_stage("load")
     built = []
     with open_bundle(job.bundle) as bundle:
-        sizes = _sizes(bundle.manifest, job)
-        for component in bundle.manifest.components:
-            precision = _precision(bundle.manifest, component, job.variant)
-            axes = _axes(bundle.manifest, component, precision, sizes)
-            for capability in job.capabilities:
-                console.start_stage(f"{component}, sm{capability}")
-                plan = tensorrt.build(bundle, component, precision, capability=capability, axes=axes)
-                path = Path(job.output) / f"{component}.{precision}.sm{capability}.engine"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_file(str(path), plan, force=job.force)
-                built.append(_described(bundle, component, precision, capability, axes, path, plan))
+        precisions = {name: _precision(bundle.manifest, name, job.variant) for name in bundle.manifest.components}
+        frames, height, width = _sizes(bundle.manifest, job)
+        sizes = component_axes(bundle.manifest, precisions, (frames, frames), height, width, bundle.manifest.components)
+        for component, axes in sizes.items():
+            for place in places:
+                console.start_stage(f"{component}, sm{place.capability}")
+                card, new = _obtain(cache, bundle, component, precisions[component], axes, toolkit, place, job, console)
+                path = None if job.output is None else _put(cache, card, Path(job.output), job.force)
+                built.append(described(card) | {"built": new, "file": path, "bundle_sha256": bundle.digest})
     console.end_stage()
     return built
+
+
+def described(card: Card) -> dict[str, Any]:
+    """An engine's card, for JSON."""
+    return {
+        "component": card.origin.component,
+        "precision": card.origin.precision,
+        "compute_capability": card.origin.capability,
+        "device": card.origin.device,
+        "builder": card.origin.builder,
+        "axes": {axis: list(size) for axis, size in card.axes.items()},
+        "bytes": card.bytes,
+        "sha256": card.sha256,
+        "activation_bytes": card.activation_bytes,
+        "weight_bytes": card.weight_bytes,
+        "layers": len(card.layers),
+        "fused_attention": sum("mha" in layer for layer in card.layers),
+    }
+
+
+def card_text(card: Card) -> str:
+    """One line about an engine."""
+    axes = ", ".join(
+        f"{axis} {least}" if least == most else f"{axis} {least}–{most}" for axis, (least, most) in card.axes.items()
+    )
+    whose = f"sm{card.origin.capability}" + (f" ({card.origin.device})" if card.origin.device else "")
+    return (
+        f"{card.origin.component:<14} {card.origin.precision:<5} {whose:<6} {card.bytes / 1e6:8.1f} MB, "
+        f"activations {card.activation_bytes / 1e6:.1f} MB; {axes}; {card.origin.builder}"
+    )
+
+
+def _places(job: BuildJob) -> list[Place]:
+    """Raises UsageError where the target and the capabilities do not go together, EngineError without a GPU to ask."""
+    if job.target == FULL and job.capabilities:
+        raise UsageError(
+            "TensorRT builds for the GPU that it runs on, and takes no --sm. Leave it out, or use --target rtx, which "
+            "builds for any"
+        )
+    if job.capabilities:
+        known = capabilities()
+        if unknown := [one for one in job.capabilities if one not in known]:
+            there = ", ".join(map(str, known))
+            raise UsageError(
+                f"compute capability {unknown[0]} cannot be built for; expected one of: {there}. Use --sm."
+            )
+        return [Place(one, None) for one in job.capabilities]
+    from kinograph.engines.cuda import CudaGpu
+
+    try:
+        gpu = CudaGpu()
+    except (EngineError, UsageError) as exc:
+        way = "Use --sm, such as --sm 89 for Ada" if job.target == RTX else "Build on the machine that will run it"
+        raise UsageError(f"there is no GPU here to build for: {exc}. {way}") from exc
+    place = Place(gpu.capability, gpu.name if job.target == FULL else None)
+    gpu.close()
+    return [place]
+
+
+def _obtain(
+    cache: EngineCache,
+    bundle: Bundle,
+    component: str,
+    precision: str,
+    axes: Axes,
+    toolkit: TensorRT,
+    place: Place,
+    job: BuildJob,
+    console: Console,
+) -> tuple[Card, bool]:
+    def make() -> Built:
+        return build_engine(
+            bundle,
+            component,
+            precision,
+            capability=place.capability,
+            axes=axes,
+            target=job.target,
+            workspace=job.workspace,
+            progress=lambda phase, done, total: console.update(done, total),
+        )
+
+    wanted = origin(
+        bundle, component, precision, builder=toolkit.version, capability=place.capability, device=place.device
+    )
+    return cache.obtain(wanted, axes, axes, make)
+
+
+def _put(cache: EngineCache, card: Card, folder: Path, force: bool) -> str:
+    """Copy an engine out of the cache; returns where to."""
+    plan = cache.read(card)
+    if plan is None:
+        raise EngineError(f"{card.name} in {cache.folder} was altered since it was written. Run the same command again")
+    path = folder / f"{card.origin.component}.{card.origin.precision}.sm{card.origin.capability}.engine"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(str(path), plan, force=force)
+    return str(path)
 
 
 def _precision(manifest: Manifest, component: str, variant: str | None) -> str:
@@ -85,35 +195,3 @@ def _sizes(manifest: Manifest, job: BuildJob) -> tuple[int, int, int]:
         int(request.height or 0) // geometry.spatial,
         int(request.width or 0) // geometry.spatial,
     )
-
-
-def _axes(manifest: Manifest, component: str, precision: str, sizes: tuple[int, int, int]) -> tensorrt.Axes:
-    """The sizes that a component is called with in videos of these latent sizes."""
-    frames, height, width = sizes
-    axes = {"B": (1, 2), "L": (1, manifest.text.length), "F": (frames, frames)}
-    if component == "decoder_next":
-        output = next(t for t in manifest.components[component].variants[precision].outputs if t.name == "frames")
-        axes["F"] = (1, max(1, min(frames - 1, latents_per_call(output, height, width))))
-    return axes | {"H": (height, height), "W": (width, width)}
-
-
-def _described(
-    bundle: Bundle,
-    component: str,
-    precision: str,
-    capability: int,
-    axes: Mapping[str, tuple[int, int]],
-    path: Path,
-    plan: bytes,
-) -> dict[str, Any]:
-    return {
-        "component": component,
-        "precision": precision,
-        "compute_capability": capability,
-        "file": str(path),
-        "bytes": len(plan),
-        "sha256": hashlib.sha256(plan).hexdigest(),
-        "axes": {axis: list(size) for axis, size in axes.items()},
-        "builder": tensorrt.builder_version(),
-        "bundle_sha256": bundle.digest,
-    }

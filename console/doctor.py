@@ -45,11 +45,17 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _device() -> dict[str, str]:
-    from kinograph.engines.select import explain_choice
+def _device() -> dict[str, Any]:
+    """What `auto` stands for, and of every other way to compute why it is not that."""
+    from kinograph.engines.select import DEVICE_VARIABLE, candidates, chosen_name
 
-    chosen, reason = explain_choice()
-    return {"auto": chosen, "because": reason}
+    asked = chosen_name()
+    found = [
+        {"device": one.name, "backend": one.backend, "why_not": one.why_not} for one in candidates()
+    ]
+    usable = [one for one in found if one["why_not"] is None]
+    because = "it is the best that can be used" if asked == "auto" else f"{DEVICE_VARIABLE} is {asked}"
+    return {"auto": usable[0]["device"] if usable else None, "because": because, "candidates": found}
 
 
 def _providers() -> list[str] | str:

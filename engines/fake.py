@@ -6,15 +6,16 @@ frames a moving gradient whose phase depends on the latents.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kinograph.engines.host import HostBuffer
+from kinograph.engines.host import HostBuffer, HostTable, memory_bytes, one_by_one
 from kinograph.errors import EngineError
 
 if TYPE_CHECKING:
-    from kinograph.engines.protocol import Array, Buffer, Contents
+    from kinograph.engines.protocol import Array, Axes, Buffer, Contents
     from kinograph.manifest import Variant
 
 __all__ = ["FakeDevice", "FakeEngine"]
@@ -25,6 +26,9 @@ class FakeDevice:
 
     name = "fake"
     backend = "fake"
+    asynchronous = False
+    memory_bytes = memory_bytes()
+    variants = ("fp32",)
 
     def __init__(self) -> None:
         self.opened = 0
@@ -32,6 +36,15 @@ class FakeDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype)
+
+    def table(self, rows: Array) -> HostTable:
+        return HostTable(rows)
+
+    def prepare(self, bundle: Contents, precisions: Mapping[str, str], axes: Mapping[str, Axes]) -> Iterator[str]:
+        return iter(())
+
+    def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
+        return one_by_one(body, count)
 
     def open(self, bundle: Contents, component: str, precision: str) -> FakeEngine:
         self.opened += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import numpy as np
 
 from kinograph.engines.protocol import Array
 
-__all__ = ["NUMPY_DTYPES", "HostBuffer", "memory_bytes"]
+__all__ = ["NUMPY_DTYPES", "HostBuffer", "HostTable", "memory_bytes", "one_by_one"]
 
 NUMPY_DTYPES: dict[str, type[Any]] = {
     "float32": np.float32,
@@ -43,8 +44,35 @@ class HostBuffer:
     def read(self) -> Array:
         return self.array.copy()
 
+    def fetch(self) -> Callable[[], Array]:
+        array = self.read()
+        return lambda: array
+
     def close(self) -> None:
         self.array = np.empty(0, dtype=self.array.dtype)
+
+
+class HostTable:
+    """A `Table` of host buffers."""
+
+    def __init__(self, rows: Array) -> None:
+        self._rows = [HostBuffer(rows.shape[1:], str(rows.dtype)) for _ in rows]
+        for buffer, row in zip(self._rows, rows, strict=True):
+            buffer.write(row)
+
+    def __getitem__(self, row: int) -> HostBuffer:
+        return self._rows[row]
+
+    def close(self) -> None:
+        for row in self._rows:
+            row.close()
+
+
+def one_by_one(body: Callable[[int], None], count: int) -> Iterator[int]:
+    """`Device.repeat` where every run is done when it returns."""
+    for number in range(count):
+        body(number)
+        yield number
 
 
 def memory_bytes() -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 import msgspec
@@ -18,16 +18,16 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, memory_bytes
+from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, HostTable, memory_bytes, one_by_one
 from kinograph.engines.rewrites import CPU_REWRITES
 from kinograph.engines.weights import map_weights
 from kinograph.errors import EngineError, MemoryLimitError, UsageError
 
 if TYPE_CHECKING:
-    from kinograph.engines.protocol import Array, Buffer, Contents
+    from kinograph.engines.protocol import Array, Axes, Buffer, Contents
     from kinograph.manifest import Tensor, Variant
 
-__all__ = ["OrtDevice"]
+__all__ = ["OrtDevice", "OrtEngine", "Provider"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
@@ -37,10 +37,31 @@ _USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
+class Provider(NamedTuple):
+    """Where a session computes: ONNX Runtime's execution providers, its name for the device, and the device's number.
+
+    `address` says where a buffer of that device lies, and None of any other.
+    """
+
+    chain: list[Any]
+    device: str
+    index: int
+    address: Callable[[Buffer], int | None]
+
+
+def _host_address(buffer: Buffer) -> int | None:
+    return buffer.array.ctypes.data if isinstance(buffer, HostBuffer) else None
+
+
+CPU = Provider(["CPUExecutionProvider"], "cpu", 0, _host_address)
+
+
 class OrtDevice:
     """The CPU as a `Device`. `threads` is how many an engine computes with; by default all the process may use."""
 
     name = "cpu"
+    asynchronous = False
+    variants = ("int8", "fp32", "fp16", "bf16")  # 16-bit floats gain nothing on a CPU
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -50,8 +71,21 @@ class OrtDevice:
     def backend(self) -> str:
         return f"onnxruntime {ort.__version__} (CPU)"
 
+    @property
+    def memory_bytes(self) -> int:
+        return memory_bytes()
+
     def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         return HostBuffer(shape, dtype)
+
+    def table(self, rows: Array) -> HostTable:
+        return HostTable(rows)
+
+    def prepare(self, bundle: Contents, precisions: Mapping[str, str], axes: Mapping[str, Axes]) -> Iterator[str]:
+        return iter(())
+
+    def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
+        return one_by_one(body, count)
 
     def open(self, bundle: Contents, component: str, precision: str) -> OrtEngine:
         variants = bundle.component(component).variants
@@ -77,14 +111,17 @@ class OrtDevice:
 class OrtEngine:
     """A component in an ONNX Runtime session."""
 
-    def __init__(self, bundle: Contents, component: str, variant: Variant, threads: int) -> None:
+    def __init__(
+        self, bundle: Contents, component: str, variant: Variant, threads: int, provider: Provider = CPU
+    ) -> None:
         self.component = component
         model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
         weights = _widened(map_weights(model, bundle, variant))
         for rewrite in CPU_REWRITES:
             rewrite(model, weights)
         large = sum(array.nbytes for array in weights.values()) > _COPIED_SHARE * memory_bytes()
-        mapped = _as_inputs(model, weights) if large else {}
+        mapped = _as_inputs(model, weights) if large and provider is CPU else {}
+        self._provider = provider
         for name, array in weights.items():
             _set_placeholder(model.graph.initializers[name], array)
         self.inputs = _declared(variant.inputs, model.graph.inputs)
@@ -96,7 +133,7 @@ class OrtEngine:
             value = ort.OrtValue.ortvalue_from_numpy(array)
             self._values.append(value)
             self._binding.bind_ortvalue_input(name, value)
-        self._bound: dict[str, HostBuffer] = {}
+        self._bound: dict[str, Buffer] = {}
 
     def _start(self, model: ir.Model, weights: Mapping[str, Array], threads: int) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -107,7 +144,7 @@ class OrtEngine:
         options.add_external_initializers(list(weights), self._values)
         try:
             return ort.InferenceSession(
-                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+                ir.to_proto(model).SerializeToString(), options, providers=self._provider.chain
             )
         except Exception as exc:  # onnxruntime's exceptions share no base class
             raise EngineError(
@@ -118,14 +155,17 @@ class OrtEngine:
     def bind(self, name: str, buffer: Buffer) -> None:
         if self._session is None:
             raise EngineError(f"{self.component} was closed and cannot be bound")
-        if not isinstance(buffer, HostBuffer):
-            raise EngineError(f"{self.component}: {name} needs a buffer of the CPU, got {type(buffer).__name__}")
+        address = self._provider.address(buffer)
+        if address is None:
+            raise EngineError(
+                f"{self.component}: {name} needs a buffer of the {self._provider.device}, got {type(buffer).__name__}"
+            )
         self._bound[name] = buffer
         bind = self._binding.bind_input if name in self.inputs else self._binding.bind_output
         tensor = self.inputs.get(name) or self.outputs.get(name)
         if tensor is None:
             raise EngineError(f"{self.component} has no input or output {name!r}")
-        bind(name, "cpu", 0, NUMPY_DTYPES[tensor.dtype], buffer.shape, buffer.array.ctypes.data)
+        bind(name, self._provider.device, self._provider.index, NUMPY_DTYPES[tensor.dtype], buffer.shape, address)
 
     def run(self) -> None:
         if self._session is None:

@@ -8,7 +8,7 @@ bound to the same buffer as an input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -17,9 +17,12 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from kinograph.manifest import Component, Tensor
 
-__all__ = ["Buffer", "Contents", "Device", "Engine"]
+__all__ = ["Axes", "Buffer", "Contents", "Device", "Engine", "Table"]
 
 Array = npt.NDArray[Any]
+
+Axes = Mapping[str, tuple[int, int]]
+"""The least and the greatest size of every axis."""
 
 
 class Buffer(Protocol):
@@ -36,12 +39,24 @@ class Buffer(Protocol):
         ...
 
     def read(self) -> Array:
-        """The contents, as an array the caller owns."""
+        """The contents, as an array the caller owns; waits for what was asked of the device before."""
+        ...
+
+    def fetch(self) -> Callable[[], Array]:
+        """Start to read: the contents are those of now, and the result waits for them when it is called."""
         ...
 
     def close(self) -> None:
         """Free the memory. The buffer must not be bound to an engine that will run again."""
         ...
+
+
+class Table(Protocol):
+    """Rows of one shape and dtype, each of which can be bound as an input. It owns their memory."""
+
+    def __getitem__(self, row: int) -> Buffer: ...
+
+    def close(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -62,7 +77,7 @@ class Engine(Protocol):
         ...
 
     def run(self) -> None:
-        """Run once on the bound buffers; returns when the outputs can be read. Raises EngineError."""
+        """Run once on the bound buffers: what is read of them afterwards is what came out. Raises EngineError."""
         ...
 
     def close(self) -> None: ...
@@ -76,6 +91,10 @@ class Contents(Protocol):
     def map(self, name: str) -> npt.NDArray[np.uint8]: ...
 
     def component(self, name: str) -> Component: ...
+
+    def sha256(self, name: str) -> str:
+        """The sha256 of a file."""
+        ...
 
 
 class Device(Protocol):
@@ -91,12 +110,45 @@ class Device(Protocol):
         """The engine's name and version, for reports and metadata."""
         ...
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether it goes on with what it was asked for while its caller does something else."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """All the memory there is for weights, activations and latents."""
+        ...
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants it runs well, best first; quantised ones count only where they passed their gate."""
+        ...
+
     def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """A new buffer of zeros; `dtype` is the manifest's name for it."""
         ...
 
+    def table(self, rows: Array) -> Table:
+        """The rows [N, …] of an array, to be bound one at a time."""
+        ...
+
+    def prepare(self, bundle: Contents, precisions: Mapping[str, str], axes: Mapping[str, Axes]) -> Iterator[str]:
+        """Do beforehand what takes minutes, for components at `precisions` and the sizes they will run at.
+
+        Yields what is about to be done, and nothing where there is nothing to do.
+        """
+        ...
+
     def open(self, bundle: Contents, component: str, precision: str) -> Engine:
         """Load a component. Raises EngineError, or BundleError where the bundle lacks it."""
+        ...
+
+    def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
+        """Call `body` with 0 … `count` − 1; yields, whenever there is a pause, the last that is done.
+
+        `body` binds and runs engines and nothing else: a device may note what it runs, and do several in one launch.
+        """
         ...
 
     def close(self) -> None: ...

@@ -1,39 +1,165 @@
-"""Which device a run gets."""
+"""Which device a run gets, and why."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from kinograph.errors import EngineError, UsageError
+from kinograph.errors import EngineError, KinographError, UsageError
 
 if TYPE_CHECKING:
     from kinograph.engines.protocol import Device
 
-__all__ = ["DEVICE_VARIABLE", "explain_choice", "open_device"]
+__all__ = ["DEVICE_VARIABLE", "Candidate", "candidates", "chosen_name", "open_device", "open_next"]
 
 DEVICE_VARIABLE = "KINOGRAPH_DEVICE"
+_CUDA = re.compile(r"cuda(?::([0-9]{1,3}))?\Z")
+_AUTO, _CPU = "auto", "cpu"
+_GPU_FILES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")  # there with a driver, on a Jetson too
 
 
-def open_device(name: str = "auto") -> Device:
-    """The device called `name`: `auto` (the environment's KINOGRAPH_DEVICE, else the best there is) or `cpu`.
+class Candidate(NamedTuple):
+    """A backend on a device: `open` makes the device, with CUDA graphs or without, where `why_not` is None."""
 
-    Raises EngineError where the device exists but cannot be used, UsageError for a name nobody knows.
+    name: str
+    backend: str
+    why_not: str | None
+    open: Callable[[bool], Device]
+
+
+def chosen_name(name: str = _AUTO) -> str:
+    """The device that is asked for: `auto` heeds KINOGRAPH_DEVICE. Raises UsageError for a name nobody knows."""
+    if name == _AUTO:
+        name = os.environ.get(DEVICE_VARIABLE) or _AUTO
+    if name not in (_AUTO, _CPU) and _CUDA.match(name) is None:
+        raise UsageError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N. Use --device auto.")
+    return name
+
+
+def candidates(name: str = _AUTO) -> Iterator[Candidate]:
+    """What `name` may stand for, best first; whether one can be used is found out when it is asked for."""
+    name = chosen_name(name)
+    if name != _CPU:
+        match = _CUDA.match(name)
+        index = int(match[1] or 0) if match else 0
+        for backend, why_not, opened in _ON_CUDA:
+            yield Candidate(f"cuda:{index}", backend, why_not(index), partial(opened, index))
+    if name in (_AUTO, _CPU):
+        yield Candidate(_CPU, "onnxruntime", None, lambda graphs: _open_cpu())
+
+
+def open_device(name: str = _AUTO, *, graphs: bool = True) -> Device:
+    """The device called `name`: `auto` is what KINOGRAPH_DEVICE says, else the best there is.
+
+    Without `graphs` a GPU runs every step of the loop by itself. Where there is a GPU and `auto` cannot use it as well
+    as might be, a RuntimeWarning says why. Raises EngineError, with every reason, where none can
+    be used, UsageError for a name nobody knows.
     """
-    if name == "auto":
-        name = explain_choice()[0]
-    if name == "cpu":
-        from kinograph.engines.ort import OrtDevice
-
-        return OrtDevice()
-    if name == "cuda" or name.startswith("cuda:"):
-        raise EngineError(f"device {name!r}: this version of Kinograph has engines for the CPU only. Use --device cpu.")
-    raise UsageError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N. Use --device auto.")
+    device, reasons = _first(candidates(name), graphs, [])
+    if reasons and any(Path(path).exists() for path in _GPU_FILES):
+        warnings.warn(f"{device.backend} is used: {'; '.join(reasons)}", RuntimeWarning, stacklevel=2)
+    return device
 
 
-def explain_choice() -> tuple[str, str]:
-    """The device `auto` stands for, and why, in words."""
-    chosen = os.environ.get(DEVICE_VARIABLE)
-    if chosen and chosen != "auto":
-        return chosen, f"the environment variable {DEVICE_VARIABLE} says so"
-    return "cpu", "ONNX Runtime runs on any CPU, and this version has no engine for another device"
+def open_next(device: Device, why: str, *, graphs: bool = True) -> Device | None:
+    """The next best device where `device`, which `auto` chose, turned out to be of no use; None after the last."""
+    rest = iter(candidates(_AUTO))
+    for candidate in rest:
+        if device.name == candidate.name and device.backend.startswith(candidate.backend):
+            break
+    try:
+        other, reasons = _first(rest, graphs, [why])
+    except EngineError:
+        return None
+    warnings.warn(f"{other.backend} is used: {'; '.join(reasons)}", RuntimeWarning, stacklevel=2)
+    return other
+
+
+def _first(rest: Iterator[Candidate], graphs: bool, reasons: list[str]) -> tuple[Device, list[str]]:
+    for candidate in rest:
+        if candidate.why_not is None:
+            try:
+                return candidate.open(graphs), reasons
+            except EngineError as exc:
+                reasons.append(f"{candidate.backend} on {candidate.name}: {exc}")
+        else:
+            reasons.append(f"{candidate.backend} on {candidate.name}: {candidate.why_not}")
+    raise EngineError("; ".join(reasons) + ". Use --device cpu")
+
+
+def _no_gpu(index: int) -> str | None:
+    """Why there is no GPU of that number, or None."""
+    from kinograph.engines.cuda import CudaGpu
+
+    try:
+        CudaGpu(index).close()
+    except KinographError as exc:
+        return str(exc)
+    return None
+
+
+def _no_tensorrt(target: str) -> Callable[[int], str | None]:
+    def why_not(index: int) -> str | None:
+        from kinograph.engines.cuda import CudaGpu
+        from kinograph.engines.tensorrt import capabilities
+        from kinograph.engines.tensorrt_module import RTX, find_module
+
+        try:
+            find_module(target)
+            gpu = CudaGpu(index)
+            capability, name = gpu.capability, gpu.name
+            gpu.close()
+            if target == RTX and capability not in (known := capabilities()):
+                there = ", ".join(map(str, known))
+                return f"{name} has compute capability {capability}; it runs on {there}"
+        except KinographError as exc:
+            return str(exc)
+        return None
+
+    return why_not
+
+
+def _no_ort_cuda(index: int) -> str | None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this onnxruntime is for the CPU. Run: pip uninstall onnxruntime, and pip install 'kinograph[gpu]'"
+    return _no_gpu(index)
+
+
+def _open_tensorrt(target: str) -> Callable[[int, bool], Device]:
+    def opened(index: int, graphs: bool) -> Device:
+        from kinograph.engines.cache import EngineCache
+        from kinograph.engines.cuda import CudaGpu
+        from kinograph.engines.tensorrt_device import TensorRTDevice
+        from kinograph.engines.tensorrt_toolkit import TensorRT
+
+        toolkit = TensorRT(target)
+        return TensorRTDevice(CudaGpu(index), toolkit, EngineCache(), graphs=graphs)
+
+    return opened
+
+
+def _open_ort_cuda(index: int, graphs: bool) -> Device:
+    from kinograph.engines.cuda import CudaGpu
+    from kinograph.engines.ort_cuda import OrtCudaDevice
+
+    return OrtCudaDevice(CudaGpu(index))
+
+
+def _open_cpu() -> Device:
+    from kinograph.engines.ort import OrtDevice
+
+    return OrtDevice()
+
+
+_ON_CUDA: tuple[tuple[str, Callable[[int], str | None], Callable[[int, bool], Device]], ...] = (
+    ("TensorRT for RTX", _no_tensorrt("rtx"), _open_tensorrt("rtx")),
+    ("TensorRT", _no_tensorrt("tensorrt"), _open_tensorrt("tensorrt")),
+    ("onnxruntime", _no_ort_cuda, _open_ort_cuda),
+)

@@ -1,113 +1,127 @@
-"""TensorRT engines, built ahead of time: TensorRT for RTX builds for a GPU that is not there.
-
-Only building is here so far; the engines are ordinary TensorRT plans, for whoever loads them.
-"""
+"""TensorRT engines, built: by TensorRT for RTX for a GPU that is not there, by TensorRT for the one that is."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from kinograph.engines.needs import check_capability
 from kinograph.engines.rewrites.symmetric import affine_to_symmetric, biases_to_float
 from kinograph.engines.rewrites.table import dequantise_tables
+from kinograph.engines.tensorrt_module import NAMES, RTX, find_module, listening
 from kinograph.engines.weights import map_weights
-from kinograph.errors import EngineError, MissingExtraError, UsageError
+from kinograph.errors import EngineError, UsageError
 from kinograph.manifest import resolve_shape
 
 if TYPE_CHECKING:
-    from kinograph.engines.protocol import Contents
+    from kinograph.engines.protocol import Axes, Contents
     from kinograph.manifest import Variant
 
-__all__ = ["Axes", "build", "builder_version", "capabilities"]
+__all__ = ["Built", "Progress", "build", "capabilities"]
 
-Axes = Mapping[str, tuple[int, int]]
-"""The least and the greatest size of every axis; engines are fastest at the greatest."""
-
-_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")  # the package, and what it wraps
 _ATTENTION = {"ATTENTION_INPUT": "IAttentionInputLayer", "ATTENTION_OUTPUT": "IAttentionOutputLayer"}
-_MOST_ERRORS = 3  # told
-_FLOAT8, _FLOAT8_FROM = "fp8", 89
+
+Progress = Callable[[str, int, int], None]
+"""Told the phase of the build, and how many of how many of its steps are done."""
 
 
-def builder_version() -> str:
-    """TensorRT for RTX and its version. Raises MissingExtraError where it is not installed."""
-    return f"TensorRT for RTX {_module().__version__}"
+class Built(NamedTuple):
+    """An engine, what its layers are in TensorRT's words, and the bytes of activations and weights it will need."""
+
+    plan: bytes
+    layers: tuple[str, ...]
+    activation_bytes: int
+    weight_bytes: int
+
+
+def _unheard(phase: str, done: int, total: int) -> None: ...
 
 
 def capabilities() -> list[int]:
-    """The compute capabilities that can be built for: 89 is that of Ada Lovelace, 120 that of Blackwell."""
-    names = _module().ComputeCapability.__members__
+    """The compute capabilities that TensorRT for RTX builds for: 89 is that of Ada Lovelace, 120 that of Blackwell."""
+    names = find_module(RTX).ComputeCapability.__members__
     return sorted(int(name[2:]) for name in names if name.startswith("SM"))
 
 
-def build(contents: Contents, component: str, precision: str, *, capability: int, axes: Axes) -> bytes:
+def build(
+    contents: Contents,
+    component: str,
+    precision: str,
+    *,
+    capability: int,
+    axes: Axes,
+    target: str = RTX,
+    workspace: int | None = None,
+    progress: Progress = _unheard,
+) -> Built:
     """A component as a TensorRT engine for GPUs of one compute capability, for sizes within `axes`.
 
-    Every type is the graph's own. Attention that has no kernel of its own is taken apart. Raises UsageError for a
-    capability or a variant that there is none of, EngineError where TensorRT refuses.
+    Every type is the graph's own. Attention that has no kernel of its own is taken apart. `workspace` is the most
+    memory, in bytes, that a layer may use to be fast. With the target `tensorrt`, `capability` must be that of the GPU
+    at hand. Raises UsageError for a capability or a variant that there is none of, EngineError where TensorRT refuses.
     """
-    trt = _module()
-    if capability not in capabilities():
-        there = ", ".join(map(str, capabilities()))
-        raise UsageError(f"compute capability {capability} cannot be built for; expected one of: {there}. Use --sm.")
+    trt = find_module(target)
+    if target == RTX and capability not in (known := capabilities()):
+        raise UsageError(
+            f"compute capability {capability} cannot be built for; expected one of: {', '.join(map(str, known))}. "
+            "Use --sm."
+        )
     variants = contents.component(component).variants
     if precision not in variants:
         raise UsageError(f"{component} has no variant {precision!r}; it has: {', '.join(variants)}. Use --variant.")
     variant = variants[precision]
-    if precision == _FLOAT8 and capability < _FLOAT8_FROM:
-        raise UsageError(
-            f"{precision} needs compute capability {_FLOAT8_FROM} or later, and {capability} has no arithmetic of that "
-            "kind. Use --variant int8 or bf16."
-        )
-    logger = _logger(trt)
+    check_capability(precision, capability)
+    logger = listening(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # version 11 knows no other networks than strongly typed ones
+    typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     weights = _parse(trt, network, logger, contents, variant)
     _take_attention_apart(trt, network)
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), 0)
+    if target == RTX:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), 0)
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.progress_monitor = _monitor(trt, progress)
     config.add_optimization_profile(_profile(builder, variant, axes))
     plan = builder.build_serialized_network(network, config)
     del weights  # which the parser read in place
     if plan is None:
         raise EngineError(
-            f"{builder_version()} cannot build {component} in {precision} for compute capability {capability}: "
-            f"{logger.told()}. Try another --variant"
+            f"{NAMES[target]} {trt.__version__} cannot build {component} in {precision} for compute capability "
+            f"{capability}: {logger.told()}. Try another --variant"
         )
-    return bytes(plan)
+    return Built(bytes(plan), logger.layers, logger.bytes("Activation"), logger.bytes("Weights"))
 
 
-def _module() -> Any:
-    for name in _MODULES:
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise MissingExtraError("building TensorRT engines", "tensorrt")
+def _monitor(trt: Any, progress: Progress) -> Any:
+    """TensorRT's phases lie within each other; told is how far the outermost is."""
 
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps what went wrong, and prints nothing."""
-
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self._outer: dict[str, int] = {}
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(" ".join(message.split()))
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self._outer[phase] = steps
 
-        def told(self) -> str:
-            return "; ".join(error[:300] for error in self.errors[-_MOST_ERRORS:]) or "it does not say why"
+        def step_complete(self, phase: str, step: int) -> bool:
+            if phase in self._outer:
+                progress(phase, step + 1, self._outer[phase])
+            return True
 
-    return Logger()
+        def phase_finish(self, phase: str) -> None:
+            self._outer.pop(phase, None)
+
+    return Monitor()
 
 
 def _parse(trt: Any, network: Any, logger: Any, contents: Contents, variant: Variant) -> Any:
@@ -119,14 +133,15 @@ def _parse(trt: Any, network: Any, logger: Any, contents: Contents, variant: Var
     dequantise_tables(model, weights)
     RemoveUnusedNodesPass()(model)
     parser = trt.OnnxParser(network, logger)
-    data = ir.to_proto(model).SerializeToString()
-    loaded = parser.load_model_proto(data)
+    loaded = parser.load_model_proto(ir.to_proto(model).SerializeToString())
     for name, array in weights.items():
         loaded = loaded and (
             name not in model.graph.initializers or parser.load_initializer(name, array.ctypes.data, array.nbytes)
         )
     if not loaded or not parser.parse_model_proto():
-        raise EngineError(f"{builder_version()} cannot read {variant.graph}: {logger.told()}. Try another --variant")
+        raise EngineError(
+            f"TensorRT {trt.__version__} cannot read {variant.graph}: {logger.told()}. Try another --variant"
+        )
     return parser, weights
 
 

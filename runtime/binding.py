@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -16,38 +16,36 @@ __all__ = ["Binding"]
 class Binding:
     """Owns a buffer of zeros for every input and output of an engine, at sizes given by `axes`.
 
+    Inputs that it is `without` belong to somebody else, who gives them with `use`.
     Several engines of the same component (the experts of a two-expert model) can take turns on one set of buffers.
     A context manager: leaving it frees the buffers.
     """
 
-    def __init__(self, device: Device, engine: Engine, axes: Mapping[str, int]) -> None:
-        self._device = device
+    def __init__(
+        self, device: Device, engine: Engine, axes: Mapping[str, int], *, without: Collection[str] = ()
+    ) -> None:
         self._engine = engine
         self._buffers: dict[str, Buffer] = {}
-        self._aside: dict[tuple[str, tuple[int, ...]], Buffer] = {}
-        self.resize(axes)
-
-    def resize(self, axes: Mapping[str, int]) -> None:
-        """Run at these sizes from now on. What gets another shape gets a buffer of zeros for it.
-
-        The buffer it had is kept as it is until the sizes come back to it; what keeps its shape keeps its buffer.
-        """
-        for tensor in (*self._engine.inputs.values(), *self._engine.outputs.values()):
-            shape = resolve_shape(tensor.shape, axes)
-            before = self._buffers.get(tensor.name)
-            if before is not None and before.shape == shape:
-                continue
-            if before is not None:
-                self._aside[tensor.name, before.shape] = before
-            kept = self._aside.pop((tensor.name, shape), None)
-            self._buffers[tensor.name] = kept or self._device.empty(shape, tensor.dtype)
-        self.attach(self._engine)
+        self._lent: dict[str, Buffer] = {}
+        try:
+            for tensor in (*engine.inputs.values(), *engine.outputs.values()):
+                if tensor.name not in without:
+                    self._buffers[tensor.name] = device.empty(resolve_shape(tensor.shape, axes), tensor.dtype)
+            self.attach(engine)
+        except BaseException:
+            self.close()
+            raise
 
     def attach(self, engine: Engine) -> None:
         """Let `engine` run on these buffers from now on; it must have the same inputs and outputs."""
         self._engine = engine
-        for name, buffer in self._buffers.items():
+        for name, buffer in (*self._buffers.items(), *self._lent.items()):
             engine.bind(name, buffer)
+
+    def use(self, name: str, buffer: Buffer) -> None:
+        """Read the input called `name`, one of those that it is `without`, from somebody else's buffer."""
+        self._lent[name] = buffer
+        self._engine.bind(name, buffer)
 
     def __getitem__(self, name: str) -> Buffer:
         return self._buffers[name]
@@ -79,10 +77,10 @@ class Binding:
                 other.write(target, buffer.read())
 
     def close(self) -> None:
-        for buffer in (*self._buffers.values(), *self._aside.values()):
+        for buffer in self._buffers.values():
             buffer.close()
         self._buffers.clear()
-        self._aside.clear()
+        self._lent.clear()
 
     def __enter__(self) -> Binding:
         return self

@@ -6,6 +6,7 @@ Memory does not grow with length: a few latent frames, their pixels and the caus
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from types import TracebackType
@@ -52,8 +53,10 @@ class Stream:
         else:
             binding = self._binding = Binding(self._device, engine, axes)
             if before is not None:
-                before.hand_over(binding)
-                before.close()
+                try:
+                    before.hand_over(binding)
+                finally:
+                    before.close()
         self._calls, self._axes = self._calls + 1, axes
         for name, array in inputs.items():
             binding.write(name, array)
@@ -86,10 +89,17 @@ class Decoder(Stream):
         """Frames uint8 [T, s·H, s·W, 3] of the next normalised latents [1, C, F, H, W], as they are made.
 
         The stream's first latent frame gives one frame; every other call those of as many latent frames as make a
-        quarter of a million pixels, or of one: small pictures cost more in calls than in arithmetic.
+        quarter of a million pixels, or of one: small pictures cost more in calls than in arithmetic. Where the device
+        works by itself, it is given the next call before the frames of the last are handed on.
         """
+        ahead = 1 if self._device.asynchronous else 0
+        waiting: deque[Callable[[], Pixels]] = deque()
         for inputs, axes in latent_chunks(self._open[1](), latents, first=not self.started):
-            yield self.call(inputs, axes)["frames"].read()
+            waiting.append(self.call(inputs, axes)["frames"].fetch())
+            if len(waiting) > ahead:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
 
 
 def decode(device: Device, first: Engine, following: Engine, latents: Latents) -> Iterator[Pixels]:

@@ -1,27 +1,33 @@
 """The denoising loop: run the step N times.
 
-All arithmetic is in the step graph; the loop writes a row of the solver's table, runs, and swaps two buffers. It is a
+All arithmetic is in the step graph, and everything that changes from step to step lies in tables on the device before
+the loop begins: it binds their rows, runs, and swaps two buffers. Such a loop a device can take as a whole. It is a
 generator, so progress, previews and cancelling belong to whoever iterates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
-from kinograph.engines.protocol import Engine
+from kinograph.engines.protocol import Device, Engine, Table
 from kinograph.errors import NumericError
 from kinograph.manifest import Expert
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.conditioning import Given
 from kinograph.runtime.solvers import Step
 
-__all__ = ["Inputs", "denoise", "load_inputs"]
+__all__ = ["TABLES", "Inputs", "denoise", "load_inputs"]
 
 Latents = npt.NDArray[np.float32]
+
+TABLES = frozenset({"timestep", "known_weights", "coefficients", "text", "guidance"})
+"""The inputs that change from step to step, or may: the loop's own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Inputs:
 
 
 def load_inputs(binding: Binding, inputs: Inputs) -> None:
-    """Write everything that does not change from step to step, but the text, of which a step may have only one row."""
+    """Write everything that does not change from step to step, but what is in `TABLES`."""
     binding.write("sample", inputs.noise if inputs.start is None else inputs.start)
     binding.write("noise", inputs.noise)
     binding.write("known", inputs.given.known)
@@ -49,6 +55,7 @@ def load_inputs(binding: Binding, inputs: Inputs) -> None:
 
 
 def denoise(
+    device: Device,
     binding: Binding,
     inputs: Inputs,
     steps: Sequence[Step],
@@ -58,36 +65,64 @@ def denoise(
     *,
     noised_known: bool,
 ) -> Iterator[Step]:
-    """Yield every step after it has run; `binding["sample"]` then holds its result.
+    """Yield steps after they have run, each or the last of several; `binding["sample"]` then holds its result.
 
-    `binding` has been loaded with `inputs`. `scales` are the experts' guidance scales; they count where there is a
-    second row of text, at steps that are guided. An expert is opened when the first of its steps is due.
-    `noised_known`: given frames enter at the step's noise level instead of clean.
+    `binding` is without `TABLES` and has been loaded with `inputs`. `scales` are the experts' guidance scales; they
+    count where there is a second row of text, at steps that are guided. An expert is opened when the first of its steps
+    is due. `noised_known`: given frames enter at the step's noise level instead of clean.
 
     Raises NumericError, naming the step, where the latents are no longer finite.
     """
-    current: tuple[Expert, int] | None = None
-    _, _, frames, height, width = inputs.noise.shape
-    for step in steps:
-        expert = next(e for e in experts if step.timestep >= e.boundary)
-        rows = inputs.text if step.guided else inputs.text[:1]
-        if current != (expert, len(rows)):
-            current = expert, len(rows)
+    with ExitStack() as stack:
+
+        def table(rows: Sequence[npt.NDArray[np.float32]]) -> Table:
+            kept = device.table(np.stack(rows))
+            stack.callback(kept.close)
+            return kept
+
+        timesteps = table([np.array([step.timestep], np.float32) for step in steps])
+        weights = table([np.array(_known_weights(step, noised_known), np.float32) for step in steps])
+        coefficients = table([step.coefficients for step in steps])
+        guided = any(step.guided for step in steps) and len(inputs.text) > 1
+        texts = [table([inputs.text[:1]]), *([table([inputs.text])] if guided else [])]
+        # v = v₋ + g·(v₊ − v₋) over the rows (prompt, negative prompt): classifier-free guidance, arXiv:2207.12598
+        alone = table([np.ones(1, np.float32)])
+        both = table([np.array([scale, 1 - scale], np.float32) for scale in scales])
+
+        for expert, first, end in _parts(steps, experts):
+
+            def body(number: int, first: int = first, expert: Expert = expert) -> None:
+                step, two = first + number, guided and steps[first + number].guided
+                binding.use("timestep", timesteps[step])
+                binding.use("known_weights", weights[step])
+                binding.use("coefficients", coefficients[step])
+                binding.use("text", texts[two][0])
+                binding.use("guidance", both[experts.index(expert)] if two else alone[0])
+                binding.run()
+                binding.advance()
+
             binding.attach(open_expert(expert))
-            binding.resize({"B": len(rows), "F": frames, "H": height, "W": width})
-            binding.write("text", rows)
-            scale = scales[experts.index(expert)]
-            # v = v₋ + g·(v₊ − v₋) over the rows (prompt, negative prompt): classifier-free guidance, arXiv:2207.12598
-            binding.write("guidance", np.array([scale, 1 - scale] if len(rows) > 1 else [1.0], np.float32))
-        weights = (1 - step.sigma, step.sigma) if noised_known else (1.0, 0.0)
-        binding.write("known_weights", np.array(weights, np.float32))
-        binding.write("timestep", np.array([step.timestep], np.float32))
-        binding.write("coefficients", step.coefficients)
-        binding.run()
-        binding.advance()
-        if not np.isfinite(binding["sample"].read()).all():
-            raise NumericError(
-                f"the latents are NaN or infinite after step {step.index + 1} of {len(steps)} (timestep "
-                f"{step.timestep:g}). Try another --variant (fp16 overflows first) or a lower --guidance."
-            )
-        yield step
+            for last in device.repeat(body, end - first):
+                _check(binding, steps, steps[first + last])
+                yield steps[first + last]
+
+
+def _known_weights(step: Step, noised_known: bool) -> tuple[float, float]:
+    return (1 - step.sigma, step.sigma) if noised_known else (1.0, 0.0)
+
+
+def _parts(steps: Sequence[Step], experts: Sequence[Expert]) -> Iterator[tuple[Expert, int, int]]:
+    """Every expert in turn, with the first of its steps and the one after its last."""
+    start = 0
+    for expert, group in groupby(steps, lambda step: next(e for e in experts if step.timestep >= e.boundary)):
+        end = start + len(list(group))
+        yield expert, start, end
+        start = end
+
+
+def _check(binding: Binding, steps: Sequence[Step], step: Step) -> None:
+    if not np.isfinite(binding["sample"].read()).all():
+        raise NumericError(
+            f"the latents are NaN or infinite after step {step.index + 1} of {len(steps)} (timestep "
+            f"{step.timestep:g}). Try another --variant (fp16 overflows first) or a lower --guidance."
+        )

@@ -13,9 +13,13 @@ __all__ = ["Event", "FramesDecoded", "StageStarted", "StepDone", "WindowDone"]
 
 
 class StageStarted(msgspec.Struct, frozen=True):
-    """A stage begins; the one before has ended. `film` is denoising and decoding in turn, window by window."""
+    """A stage begins; the one before has ended. `film` is denoising and decoding in turn, window by window.
 
-    name: Literal["text", "image", "denoise", "decode", "film"]
+    `build` makes an engine that is missing, which takes minutes and is done once; `detail` says which.
+    """
+
+    name: Literal["build", "text", "image", "denoise", "decode", "film"]
+    detail: str = ""
 
 
 class StepDone(msgspec.Struct, frozen=True, eq=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,19 +11,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kinograph.engines.protocol import Device, Engine
+from kinograph.engines.protocol import Axes, Device, Engine
 from kinograph.errors import RequestError
 from kinograph.manifest import Expert, Manifest
 from kinograph.runtime import conditioning
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.codec import Decoder
 from kinograph.runtime.conditioning import Piece
-from kinograph.runtime.denoise import Inputs, denoise, load_inputs
+from kinograph.runtime.denoise import TABLES, Inputs, denoise, load_inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.events import StageStarted, StepDone, WindowDone
 from kinograph.runtime.image import read_image
 from kinograph.runtime.noise import Generator as Noise
 from kinograph.runtime.request import Request, Still
+from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.solvers import Step, schedule
 from kinograph.runtime.speed import shortened
 from kinograph.runtime.text import Tokenizer
@@ -144,6 +145,21 @@ class Film:
                     yield StageStarted("decode")
                 yield from self._decoded(decoder, window, new)
                 yield WindowDone(number, len(self.windows), new)
+
+    def axes(self, precisions: Mapping[str, str]) -> dict[str, Axes]:
+        """The components that will run, with the sizes that they will run at."""
+        manifest, counts = self.shop.manifest, [window.count for window in self.windows]
+        encoders = [name for name in ("encoder_first", "encoder_next", "image_encoder") if name in manifest.components]
+        request, several = self.request, len(counts) > 1
+        given = any((several, request.image, request.images, self.before is not None, self.after is not None))
+        names = ["text_encoder", *(expert.component for expert in manifest.experts), "decoder_first", "decoder_next"]
+        return component_axes(
+            manifest,
+            precisions,
+            (min(counts), max(counts)),
+            *self.cells,
+            [*names, *(encoders if given or request.remix else [])],
+        )
 
     @property
     def frames(self) -> int:
@@ -267,7 +283,7 @@ class Film:
         steps = self._steps()
         total = len(steps) * len(self.windows)
         _, _, frames, height, width = inputs.noise.shape
-        axes = {"B": inputs.text.shape[0], "F": frames, "H": height, "W": width}
+        axes = {"F": frames, "H": height, "W": width}
         first = next(e for e in manifest.experts if steps[0].timestep >= e.boundary)
         current = first.component
 
@@ -278,9 +294,10 @@ class Film:
                 self.shop.leave_stage()
             return self.shop.engine(expert.component)
 
-        with Binding(self.shop.device, self.shop.engine(first.component), axes) as binding:
+        with Binding(self.shop.device, self.shop.engine(first.component), axes, without=TABLES) as binding:
             load_inputs(binding, inputs)
             for step in denoise(
+                self.shop.device,
                 binding,
                 inputs,
                 steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.engines import open_device
-from kinograph.engines.host import memory_bytes
 from kinograph.errors import BundleError, RequestError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
-from kinograph.runtime.events import Event, FramesDecoded, WindowDone
+from kinograph.runtime.events import Event, FramesDecoded, StageStarted, WindowDone
 from kinograph.runtime.film import Film, Workshop
 from kinograph.runtime.locate import open_bundle
 from kinograph.runtime.request import Request, bridge, resolve
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from kinograph.engines import Device, Engine
 __all__ = ["Pipeline", "Video", "load"]
 
-_PRECISIONS = ("fp32", "fp16", "bf16")  # what `auto` prefers of an exported bundle on the CPU, best first
-_QUANTISED = ("int8",)  # what it prefers to those where it passed its gate
+_FLOATS = ("fp32", "fp16", "bf16")  # what an export may write
 _RESIDENT_SHARE = 0.25  # engines stay loaded between stages while the weights are at most this share of the memory
 
 Latents = npt.NDArray[np.float32]
@@ -76,11 +74,11 @@ class Pipeline:
         self.bundle = bundle
         self.device = device
         _check_components(bundle.manifest)
-        self.variant = _choose_variants(bundle.manifest, variant)
+        self.variant = _choose_variants(bundle.manifest, variant, device.variants)
         self._tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
         self._engines: dict[str, Engine] = {}
         self._running = False  # engines have one set of bound buffers, so one run at a time
-        self._resident = _weight_bytes(bundle.manifest, self.variant) <= _RESIDENT_SHARE * memory_bytes()
+        self._resident = _weight_bytes(bundle.manifest, self.variant) <= _RESIDENT_SHARE * device.memory_bytes
 
     @property
     def backend(self) -> str:
@@ -181,6 +179,8 @@ class Pipeline:
         back = bridge(request, self.bundle.manifest) if request.loop else None
         original = iter(Clip.of(request, request.remix)) if request.remix is not None else None
         film = Film(shop, request, tail, head, original)
+        for what in self.device.prepare(self.bundle, self.variant, film.axes(self.variant)):
+            yield StageStarted("build", what)
         total = count + made + following + (int(back.num_frames or 0) if back else 0)
         shown = 0
         for frame in islice(before, count - film.layout.context):
@@ -233,17 +233,17 @@ def _check_components(manifest: Manifest) -> None:
         raise BundleError(f"{manifest.name} has no {', '.join(missing)}, which making a video needs. Export it again.")
 
 
-def _choose_variants(manifest: Manifest, variant: str | None) -> dict[str, str]:
-    """The variant of every component: `variant` where the component has it, else the best float precision it has.
+def _choose_variants(manifest: Manifest, variant: str | None, preferred: Sequence[str]) -> dict[str, str]:
+    """The variant of every component: `variant` where it has that, else the best for the device.
 
-    Without `variant`, a quantised one that passed its gate comes first.
+    `preferred` is the device's order. What is quantised counts where it passed its gate, and not where another variant
+    is asked for.
     """
     chosen: dict[str, str] = {}
     for name, component in manifest.components.items():
-        passed = [n for n in _QUANTISED if (v := component.variants.get(n)) and v.quality and v.quality.passed]
-        order = [*([variant] if variant else passed), *_PRECISIONS]
-        available = [precision for precision in order if precision in component.variants]
-        chosen[name] = available[0] if available else next(iter(component.variants))
+        passed = {n for n, v in component.variants.items() if variant is None and v.quality and v.quality.passed}
+        best = [n for n in (*preferred, *_FLOATS) if n in component.variants and (n in _FLOATS or n in passed)]
+        chosen[name] = variant if variant in component.variants else next(iter([*best, *component.variants]))
     if variant is not None and variant not in chosen.values():
         offered = sorted({name for component in manifest.components.values() for name in component.variants})
         raise UsageError(f"{manifest.name} has no variant {variant!r}; it has: {', '.join(offered)}. Use --variant.")

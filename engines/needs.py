@@ -1,0 +1,24 @@
+"""What a precision asks of a GPU."""
+
+from __future__ import annotations
+
+from kinograph.errors import UsageError
+
+__all__ = ["check_capability", "runs_on"]
+
+# the first compute capability with arithmetic of the kind; what is not here runs on all that TensorRT knows
+_LEAST = {"fp8": 89, "mxfp8": 120, "nvfp4": 120}
+
+
+def runs_on(precision: str, capability: int) -> bool:
+    """Whether a GPU of that compute capability has arithmetic for a precision."""
+    return capability >= _LEAST.get(precision, 0)
+
+
+def check_capability(precision: str, capability: int) -> None:
+    """Raises UsageError where it has none."""
+    if not runs_on(precision, capability):
+        raise UsageError(
+            f"{precision} needs compute capability {_LEAST[precision]} or later, and {capability} has no arithmetic of "
+            "that kind. Use --variant int8 or bf16."
+        )

@@ -1,0 +1,168 @@
+"""The loop on TensorRT, on a GPU that is not there: what is launched, with which addresses, and what is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import kinograph
+from kinograph.engines.cache import EngineCache
+from kinograph.engines.fake_gpu import FakeGpu
+from kinograph.engines.fake_tensorrt import FakeToolkit
+from kinograph.engines.tensorrt_device import TensorRTDevice
+from kinograph.errors import KinographError, MemoryLimitError
+from kinograph.runtime.locate import open_bundle
+from kinograph.runtime.pipeline import Pipeline
+
+REQUEST = kinograph.Request(prompt="a red ball moves left", num_frames=5, num_inference_steps=4, seed=3)
+
+
+class Rig:
+    """A pipeline on a fake GPU, with everything that a test looks at."""
+
+    def __init__(self, folder: Path, *, computes: bool = True, total: int = 1 << 30, **options: object) -> None:
+        self.gpu = FakeGpu(total)
+        bundle = open_bundle(None)
+        self.toolkit = FakeToolkit(self.gpu, bundle, computes=computes)
+        self.cache = EngineCache(folder)
+        self.device = TensorRTDevice(self.gpu, self.toolkit, self.cache, **{"longest": 60.0, **options})
+        self.pipe = Pipeline(bundle, self.device, "fp32")
+
+    def frames(self, request: kinograph.Request = REQUEST) -> np.ndarray:
+        return np.concatenate([e.frames for e in self.pipe.run(request) if isinstance(e, kinograph.FramesDecoded)])
+
+    def left_over(self) -> list[int]:
+        """Bytes, graphs, plans and contexts that nobody gave back."""
+        sizes = sum(array.size for array in self.gpu.allocated.values())
+        return [sizes, len(self.gpu.graphs), self.toolkit.plans, self.toolkit.contexts]
+
+
+@contextmanager
+def rigged(folder: Path, **options: object) -> Iterator[Rig]:
+    rig = Rig(folder, **options)
+    try:
+        yield rig
+    finally:
+        rig.pipe.close()
+    assert rig.left_over() == [0, 0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def expected() -> np.ndarray:
+    with kinograph.load(device="cpu", variant="fp32") as pipe:
+        frames = [e.frames for e in pipe.run(REQUEST) if isinstance(e, kinograph.FramesDecoded)]
+    return np.concatenate(frames)
+
+
+def test_the_loop_is_one_graph_and_makes_the_same_video(tmp_path: Path, expected: np.ndarray) -> None:
+    with rigged(tmp_path) as rig:
+        assert np.array_equal(rig.frames(), expected)
+        assert rig.gpu.log.count("capture") == rig.gpu.log.count("launch") == 1
+        assert np.array_equal(rig.frames(), expected)
+        assert rig.gpu.log.count("capture") == 1, "the second run finds the graph of the first"
+        assert rig.gpu.log.count("launch") == 2
+
+
+def test_another_seed_and_prompt_replay_the_same_graph(tmp_path: Path, expected: np.ndarray) -> None:
+    with rigged(tmp_path) as rig:
+        rig.frames()
+        other = rig.frames(kinograph.Request(prompt="a blue star", num_frames=5, num_inference_steps=4, seed=4))
+        assert rig.gpu.log.count("capture") == 1
+        assert not np.array_equal(other, expected)
+        assert np.array_equal(rig.frames(), expected)
+
+
+def test_without_graphs_the_same_video(tmp_path: Path, expected: np.ndarray) -> None:
+    with rigged(tmp_path, graphs=False) as rig:
+        assert np.array_equal(rig.frames(), expected)
+        assert "capture" not in rig.gpu.log
+
+
+def test_a_graph_holds_no_more_than_there_is_time_for(tmp_path: Path, expected: np.ndarray) -> None:
+    with rigged(tmp_path, longest=0.0) as rig:  # every step is too long
+        assert np.array_equal(rig.frames(), expected)
+        assert "capture" not in rig.gpu.log
+    with rigged(tmp_path) as rig:
+        steps = [event.index for event in rig.pipe.run(REQUEST) if isinstance(event, kinograph.StepDone)]
+        assert steps == [3], "several steps in a launch are told as the last of them"
+
+
+def test_a_speed_level_that_guides_some_steps_is_one_graph_too(tmp_path: Path) -> None:
+    request = kinograph.Request(prompt="a red ball moves left", num_frames=5, seed=3, speed="balanced")
+    with kinograph.load(device="cpu", variant="fp32") as pipe:
+        expected = np.concatenate([e.frames for e in pipe.run(request) if isinstance(e, kinograph.FramesDecoded)])
+    with rigged(tmp_path) as rig:
+        assert np.array_equal(rig.frames(request), expected)
+        assert rig.gpu.log.count("launch") == 1
+
+
+def test_stopping_between_launches_gives_everything_back(tmp_path: Path) -> None:
+    with rigged(tmp_path, computes=False, longest=0.0) as rig:
+        events = rig.pipe.run(REQUEST)
+        next(event for event in events if isinstance(event, kinograph.StepDone))
+        events.close()
+
+
+def test_whatever_fails_nothing_is_lost(tmp_path: Path) -> None:
+    """Each call to CUDA or TensorRT fails once: the error is ours, and closing gives everything back."""
+    with rigged(tmp_path, computes=False) as rig:
+        before = rig.gpu.calls
+        rig.frames()
+        calls = rig.gpu.calls
+    for failing in range(before + 1, calls + 1):
+        with rigged(tmp_path / str(failing), computes=False) as rig:
+            rig.gpu.fail_at = failing
+            with pytest.raises(KinographError):
+                rig.frames()
+    assert calls - before > 50
+
+
+def test_a_run_that_failed_can_be_tried_again(tmp_path: Path, expected: np.ndarray) -> None:
+    with rigged(tmp_path) as rig:
+        rig.gpu.fail_at = 40
+        with pytest.raises(KinographError, match="fails, as it was told to"):
+            rig.frames()
+        assert np.array_equal(rig.frames(), expected)
+
+
+def test_engines_are_built_once_and_found_again(tmp_path: Path) -> None:
+    with rigged(tmp_path, computes=False) as rig:
+        stages = [e for e in rig.pipe.run(REQUEST) if isinstance(e, kinograph.StageStarted) and e.name == "build"]
+        built = [component for component, _ in rig.toolkit.built]
+        assert built == ["text_encoder", "step", "decoder_first", "decoder_next"]
+        assert [stage.detail.split()[0] for stage in stages] == built
+    with rigged(tmp_path, computes=False) as rig:
+        rig.frames()
+        assert rig.toolkit.built == []
+    with rigged(tmp_path, computes=False) as rig:
+        rig.gpu.capability = 120
+        rig.frames()
+        assert len(rig.toolkit.built) == 4, "another GPU has other engines"
+
+
+def test_other_sizes_have_their_own_engines(tmp_path: Path) -> None:
+    with rigged(tmp_path, computes=False) as rig:
+        rig.frames()
+        rig.toolkit.built.clear()
+        longer = kinograph.Request(prompt="a red ball moves left", num_frames=9, num_inference_steps=2)
+        assert len(rig.frames(longer)) == 9
+        assert [component for component, _ in rig.toolkit.built] == ["step", "decoder_next"]
+
+
+def test_memory_that_is_short_is_said(tmp_path: Path) -> None:
+    with rigged(tmp_path, computes=False, total=1 << 20) as rig, pytest.raises(MemoryLimitError, match="bytes left"):
+        rig.frames()
+
+
+def test_more_videos_take_no_more_memory_than_one(tmp_path: Path) -> None:
+    with rigged(tmp_path, computes=False) as rig:
+        rig.frames()
+        held = rig.device.memory.held
+        for seed in range(20):
+            rig.frames(msgspec.structs.replace(REQUEST, seed=seed))
+        assert rig.device.memory.held == held
