@@ -404,7 +404,7 @@ def build(
 ) -> None:
     """Build TensorRT engines of BUNDLE, for GPUs that need not be here, and keep them in the cache (KINOGRAPH_CACHE).
 
-    Needs kinograph[tensorrt]. What is in the cache already is not built again.
+    Needs kinograph[rtx]. What is in the cache already is not built again.
     """
     from kinograph.console.build import BuildJob, card_text, described
     from kinograph.console.build import build as run

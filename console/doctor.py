@@ -50,9 +50,7 @@ def _device() -> dict[str, Any]:
     from kinograph.engines.select import DEVICE_VARIABLE, candidates, chosen_name
 
     asked = chosen_name()
-    found = [
-        {"device": one.name, "backend": one.backend, "why_not": one.why_not} for one in candidates()
-    ]
+    found = [{"device": one.name, "backend": one.backend, "why_not": one.why_not} for one in candidates()]
     usable = [one for one in found if one["why_not"] is None]
     because = "it is the best that can be used" if asked == "auto" else f"{DEVICE_VARIABLE} is {asked}"
     return {"auto": usable[0]["device"] if usable else None, "because": because, "candidates": found}

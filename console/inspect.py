@@ -39,6 +39,10 @@ def doctor_text(report: Mapping[str, Any]) -> str:
         "machine": f"{machine['system']}, {machine['cpus']} CPUs, {_size(machine['memory_bytes'])} memory",
         "ONNX Runtime": providers if isinstance(providers, str) else ", ".join(providers),
         "--device auto": f"{device['auto']}: {device['because']}",
+        "not used": "\n".join(
+            f"{one['backend']} on {one['device']}: {one['why_not']}" for one in device["candidates"] if one["why_not"]
+        )
+        or "nothing",
         "video": f"libavcodec {video['libavcodec']}; "
         + "; ".join(f"{ending}: {', '.join(codecs) or 'none'}" for ending, codecs in video["codecs"].items()),
         "starter": f"{'present' if starter['present'] else 'MISSING'} at {starter['path']}",

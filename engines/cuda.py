@@ -25,8 +25,11 @@ _STAGE_BYTES = 32 << 20  # pinned memory that uploads pass through, a piece at a
 def count_gpus() -> int:
     """How many GPUs CUDA finds. Raises MissingExtraError without `cuda.core`, EngineError without a driver."""
     core = _core()
-    with _told("CUDA could not be started"):
+    try:
         return len(core.Device.get_all_devices())
+    except Exception as exc:  # which is what it raises depends on what is missing
+        first = str(exc).partition(". ")[0]
+        raise EngineError(f"CUDA cannot be started ({first}). Check that NVIDIA's driver is installed") from exc
 
 
 class CudaGpu:
@@ -164,7 +167,7 @@ def _core() -> Any:
     try:
         import cuda.core
     except ImportError as exc:
-        raise MissingExtraError("running on a GPU", "tensorrt") from exc
+        raise MissingExtraError("running on a GPU", "rtx") from exc
     return cuda.core
 
 

@@ -45,7 +45,7 @@ class Provider(NamedTuple):
 
     chain: list[Any]
     device: str
-    index: int
+    number: int
     address: Callable[[Buffer], int | None]
 
 
@@ -140,12 +140,12 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # 8-bit products overflow 16 bits on x86 processors without VNNI, unless they are told to be exact
+        options.add_session_config_entry("session.x64quantprecision", "1")
         self._values = [_value(array) for array in weights.values()]
         options.add_external_initializers(list(weights), self._values)
         try:
-            return ort.InferenceSession(
-                ir.to_proto(model).SerializeToString(), options, providers=self._provider.chain
-            )
+            return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=self._provider.chain)
         except Exception as exc:  # onnxruntime's exceptions share no base class
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} could not load {self.component}: {exc}. "
@@ -165,7 +165,7 @@ class OrtEngine:
         tensor = self.inputs.get(name) or self.outputs.get(name)
         if tensor is None:
             raise EngineError(f"{self.component} has no input or output {name!r}")
-        bind(name, self._provider.device, self._provider.index, NUMPY_DTYPES[tensor.dtype], buffer.shape, address)
+        bind(name, self._provider.device, self._provider.number, NUMPY_DTYPES[tensor.dtype], buffer.shape, address)
 
     def run(self) -> None:
         if self._session is None:

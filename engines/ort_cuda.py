@@ -1,7 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU: for GPUs that TensorRT is not there for, and for graphs that it cannot build.
 
-The graphs are those of the CPU, rewrites and all: bfloat16 computes as float32, attention is one node that the GPU has a
-flash kernel for. Buffers, tables and the stream are CUDA's own, and ONNX Runtime works on that stream.
+The graphs are those of the CPU, rewrites and all: bfloat16 computes as float32, attention is one node that the GPU has
+a flash kernel for. Buffers, tables and the stream are CUDA's own, and ONNX Runtime works on that stream.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import importlib
 import re
 from typing import Any
 
-from kinograph.errors import MissingExtraError
+from kinograph.errors import MissingExtraError, UsageError
 
 __all__ = ["FULL", "NAMES", "RTX", "find_module", "listening"]
 
@@ -19,13 +19,15 @@ _LAYERS = "Layers:"
 
 
 def find_module(target: str) -> Any:
-    """The Python module of a target. Raises MissingExtraError."""
+    """The Python module of a target. Raises UsageError, naming what to install, where it is not there."""
     for name in _MODULES[target]:
         try:
             return importlib.import_module(name)
         except ImportError:
             continue
-    raise MissingExtraError(NAMES[target], "tensorrt")
+    if target == FULL:
+        raise UsageError("TensorRT is not installed. It comes with JetPack, or from NVIDIA as the package tensorrt")
+    raise MissingExtraError(NAMES[target], "rtx")
 
 
 def listening(trt: Any) -> Any:

@@ -46,7 +46,9 @@ def graph_of(nodes: list[Any], inputs: list[int | str], outputs: list[str], weig
 def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the engine has it
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, {"x": x}))
 
 

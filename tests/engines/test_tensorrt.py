@@ -8,9 +8,11 @@ import onnxruntime as ort
 import pytest
 
 from kinograph.bundle import Bundle
-from kinograph.engines import tensorrt
+from kinograph.engines import tensorrt, tensorrt_module
 from kinograph.engines.rewrites.symmetric import affine_to_symmetric, biases_to_float
+from kinograph.engines.tensorrt_toolkit import TensorRT
 from kinograph.errors import MissingExtraError, UsageError
+from kinograph.manifest import Component, Tensor, Variant
 from kinograph.runtime.locate import open_bundle
 
 AXES = {"B": (1, 2), "L": (1, 40), "F": (5, 5), "H": (8, 8), "W": (8, 8)}
@@ -27,8 +29,10 @@ def bundle() -> Bundle:
 @pytest.mark.parametrize("component", ["text_encoder", "step", "encoder_first", "decoder_first", "decoder_next"])
 def test_every_component_builds(bundle: Bundle, component: str) -> None:
     axes = CODEC if "coder_" in component else AXES
-    plan = tensorrt.build(bundle, component, "fp32", capability=89, axes=axes)
-    assert len(plan) > 1_000_000
+    built = tensorrt.build(bundle, component, "fp32", capability=89, axes=axes)
+    assert len(built.plan) > 1_000_000
+    assert built.activation_bytes > 100_000
+    assert built.layers
 
 
 @pytest.mark.parametrize("capability", [86, 120])
@@ -45,9 +49,46 @@ def test_what_cannot_be_built_is_said(bundle: Bundle) -> None:
 
 
 def test_without_tensorrt_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "_MODULES", ("no_such_module",))
-    with pytest.raises(MissingExtraError, match=r"kinograph\[tensorrt\]"):
-        tensorrt.builder_version()
+    monkeypatch.setattr(tensorrt_module, "_MODULES", {"rtx": ("no_such_module",), "tensorrt": ("nor_this",)})
+    with pytest.raises(MissingExtraError, match=r"kinograph\[rtx\]"):
+        TensorRT("rtx")
+    with pytest.raises(UsageError, match="JetPack"):
+        TensorRT("tensorrt")
+
+
+def test_sixteen_bit_attention_is_one_kernel() -> None:
+    """TensorRT's own account of the layers: `_gemm_mha_v2` is its fused attention."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    for dtype in ("float16", "bfloat16", "float"):
+        built = tensorrt.build(Attention(dtype), "step", "any", capability=89, axes={"F": (64, 1024)})
+        assert any("mha" in layer for layer in built.layers) == (dtype != "float")
+
+
+def test_progress_is_told(bundle: Bundle) -> None:
+    told: list[tuple[str, int, int]] = []
+    tensorrt.build(bundle, "text_encoder", "fp32", capability=89, axes=AXES, progress=lambda *what: told.append(what))
+    assert told
+    assert all(0 < done <= total for _, done, total in told)
+
+
+class Attention:
+    """A component of nothing but attention over [1, F, 8 · 64], in place of a bundle."""
+
+    def __init__(self, dtype: str) -> None:
+        self._graph = f"""<ir_version: 11, opset_import: ["" : 23]>
+            g ({dtype}[1,F,512] q, {dtype}[1,F,512] k, {dtype}[1,F,512] v) => ({dtype}[1,F,512] y) {{
+                y = Attention <q_num_heads = 8, kv_num_heads = 8> (q, k, v)
+            }}"""
+        inputs = tuple(Tensor(name=name, dtype="float32", shape=(1, "F", 512)) for name in "qkv")
+        output = Tensor(name="y", dtype="float32", shape=(1, "F", 512))
+        variant = Variant(graph="model.onnx", weights=(), inputs=inputs, outputs=(output,))
+        self._component = Component(variants={"any": variant})
+
+    def component(self, name: str) -> Component:
+        return self._component
+
+    def read(self, name: str) -> bytes:
+        return ir.to_proto(ir.from_onnx_text(self._graph)).SerializeToString()
 
 
 def test_affine_activations_become_symmetric() -> None:
