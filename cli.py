@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _INTERRUPTED, _TERMINATED, _NO_MEMORY, _INTERNAL = 130, 143, 6, 1
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (drawn at the top of errors.py) and never shows a traceback unasked."""
     before = signal.signal(signal.SIGTERM, _terminate)
+    shown, warnings.showwarning = warnings.showwarning, _warn
     try:
         result = kinograph.main(args=None if args is None else list(args), prog_name="kinograph", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -48,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(message, _INTERNAL)
     finally:
         signal.signal(signal.SIGTERM, before)
+        warnings.showwarning = shown
 
 
 def _fail(message: str, exit_code: int) -> int:
@@ -55,6 +58,11 @@ def _fail(message: str, exit_code: int) -> int:
         traceback.print_exc()
     print(f"kinograph: {escape(message)}", file=sys.stderr)
     return exit_code
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """A warning as a user should see it: what it says, not where it was raised."""
+    print(f"warning: {escape(str(message))}", file=sys.stderr)
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -148,6 +156,7 @@ def kinograph() -> None:
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
 )
 @click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
+@click.option("--cuda-graph/--no-cuda-graph", "cuda_graphs", default=True, help="Launch many steps on a GPU at once.")
 @click.option(
     "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
 )
@@ -220,6 +229,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     same = (
         "videos",
         "device",
+        "cuda_graphs",
         "variant",
         "seconds",
         "output",
@@ -338,7 +348,7 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 @click.option("--videos", type=click.IntRange(1, 256), default=8, show_default=True, help="Further ones compared.")
 @click.option("--judged", type=click.IntRange(1, 4096), default=40, show_default=True, help="Prompts a judge asks for.")
 @click.option("--scan/--no-scan", default=True, show_default=True, help="Measure every layer's effect on the velocity.")
-@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="Where it is calibrated.")
 @click.option("--force", is_flag=True, help="Replace what is there; write a variant even if it misses the gate.")
 @_json_option
 @_quiet_option

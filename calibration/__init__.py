@@ -40,7 +40,7 @@ class CalibrationOptions:
     judged: int = 40
     scan: bool = True
     force: bool = False
-    device: str = "auto"
+    device: str = "cpu"
 
 
 def calibrate(

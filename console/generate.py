@@ -46,6 +46,7 @@ class Job(NamedTuple):
     bundle: str | None
     device: str
     variant: str | None
+    cuda_graphs: bool
     seconds: float | None
     output: str
     codec: str | None
@@ -67,7 +68,7 @@ def generate(job: Job, console: Console) -> list[dict[str, Any]]:
     sidecars = [_check_outputs(one) for one in jobs]
     console.start_stage("load")
     reports, rows = [], []
-    with kinograph.load(job.bundle, device=job.device, variant=job.variant) as pipe:
+    with kinograph.load(job.bundle, device=job.device, variant=job.variant, cuda_graphs=job.cuda_graphs) as pipe:
         for one, sidecar in zip(jobs, sidecars, strict=True):
             report, frames = _make(one, pipe, sidecar, console)
             reports.append(report)
@@ -176,7 +177,7 @@ def _run(
         for event in events:
             if isinstance(event, kinograph.StageStarted):
                 stage = event.name
-                console.start_stage(stage, None, units.get(stage, ""))
+                console.start_stage(f"{stage} {event.detail}".strip(), None, units.get(stage, ""))
             elif isinstance(event, kinograph.StepDone):
                 if stage == "denoise":
                     console.update(event.index + 1, event.total)

@@ -67,7 +67,7 @@ class TensorRTDevice:
         self._axes = dict(axes)
         for component, sizes in axes.items():
             if self.cache.find(self._origin(bundle, component, precisions[component]), sizes) is None:
-                yield f"{component} in {precisions[component]} for {self.gpu.name}"
+                yield f"{component} ({precisions[component]})"
                 self.card(bundle, component, precisions[component], sizes)
 
     def open(self, bundle: Contents, component: str, precision: str) -> TensorRTEngine:

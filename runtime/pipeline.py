@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from kinograph.engines import open_device
-from kinograph.errors import BundleError, RequestError, UsageError
+from kinograph.engines.select import chosen_name, open_device, open_next
+from kinograph.errors import BundleError, EngineError, RequestError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
@@ -53,28 +54,46 @@ class Video:
             writer.write(self.frames)
 
 
-def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", variant: str | None = None) -> Pipeline:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    variant: str | None = None,
+    cuda_graphs: bool = True,
+) -> Pipeline:
     """Open a bundle: a folder, a name looked up in KINOGRAPH_BUNDLES, or None for the built-in starter model.
 
     `device` is auto, cpu, cuda or cuda:N; `variant` a precision the bundle has, by default the best for the device.
-    Every file is verified first. Raises BundleError, UsageError or EngineError.
+    Without `cuda_graphs` a GPU runs the loop a step at a time. Every file is verified first. Raises BundleError,
+    UsageError or EngineError.
     """
     bundle = open_bundle(path)
     try:
-        return Pipeline(bundle, open_device(device), variant)
+        fall_back = partial(open_next, graphs=cuda_graphs) if chosen_name(device) == "auto" else None
+        return Pipeline(bundle, open_device(device, graphs=cuda_graphs), variant, fall_back)
     except BaseException:
         bundle.close()
         raise
 
 
 class Pipeline:
-    """Makes videos from `bundle` on `device`; it owns both, and closes them as a context manager or with `close`."""
+    """Makes videos from `bundle` on `device`; it owns both, and closes them as a context manager or with `close`.
 
-    def __init__(self, bundle: Bundle, device: Device, variant: str | None = None) -> None:
+    Where the device cannot have the engines it needs, `fall_back` is told why, and may give another in its place.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        variant: str | None = None,
+        fall_back: Callable[[Device, str], Device | None] | None = None,
+    ) -> None:
         self.bundle = bundle
         self.device = device
         _check_components(bundle.manifest)
         self.variant = _choose_variants(bundle.manifest, variant, device.variants)
+        self._asked, self._fall_back = variant, fall_back
         self._tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
         self._engines: dict[str, Engine] = {}
         self._running = False  # engines have one set of bound buffers, so one run at a time
@@ -170,7 +189,6 @@ class Pipeline:
 
     def _whole(self, request: Request, done: Latents | None) -> Generator[Event, None, None]:
         """The film, between those that it was given, and with its way back where it is a loop."""
-        shop = Workshop(self.device, self.bundle.manifest, self._tokenizer, self._engine, self._leave_stage)
         temporal = self.bundle.manifest.geometry.temporal
         overlap, made = int(request.overlap or 1), int(request.num_frames or 0)
         before, after = (Clip.of(request, path) for path in (request.before, request.after))
@@ -178,9 +196,16 @@ class Pipeline:
         head, following = after.first(max(temporal, overlap - 1))
         back = bridge(request, self.bundle.manifest) if request.loop else None
         original = iter(Clip.of(request, request.remix)) if request.remix is not None else None
-        film = Film(shop, request, tail, head, original)
-        for what in self.device.prepare(self.bundle, self.variant, film.axes(self.variant)):
-            yield StageStarted("build", what)
+        while True:
+            shop = Workshop(self.device, self.bundle.manifest, self._tokenizer, self._engine, self._leave_stage)
+            film = Film(shop, request, tail, head, original)
+            try:
+                for what in self.device.prepare(self.bundle, self.variant, film.axes(self.variant)):
+                    yield StageStarted("build", what)
+                break
+            except EngineError as exc:
+                if not self._take_another(str(exc)):
+                    raise
         total = count + made + following + (int(back.num_frames or 0) if back else 0)
         shown = 0
         for frame in islice(before, count - film.layout.context):
@@ -205,6 +230,17 @@ class Pipeline:
             shown += 1
 
     # Engines
+
+    def _take_another(self, why: str) -> bool:
+        """Go on with another device, if there is one to go on with."""
+        other = None if self._fall_back is None else self._fall_back(self.device, why)
+        if other is None:
+            return False
+        self._release()
+        self.device.close()
+        self.device = other
+        self.variant = _choose_variants(self.bundle.manifest, self._asked, other.variants)
+        return True
 
     def _engine(self, component: str) -> Engine:
         if component not in self._engines:

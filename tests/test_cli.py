@@ -95,7 +95,9 @@ class FakePipeline:
             yield kinograph.FramesDecoded(frames, index, total)
 
 
-def fake_load(path: str | None = None, *, device: str = "auto", variant: str | None = None) -> FakePipeline:
+def fake_load(
+    path: str | None = None, *, device: str = "auto", variant: str | None = None, cuda_graphs: bool = True
+) -> FakePipeline:
     if path not in (None, "fake"):
         raise errors.BundleError(f"no bundle at {path}")
     if device == "cuda":
