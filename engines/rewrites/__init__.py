@@ -16,6 +16,7 @@ from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
+from kinograph.engines.rewrites.zero_points import zero_points_for_weights
 
 __all__ = ["CPU_REWRITES", "Rewrite"]
 
@@ -26,4 +27,5 @@ CPU_REWRITES: tuple[Rewrite, ...] = (
     attention_to_multi_head,
     rms_norm_to_simplified_layer_norm,
     channel_norm_to_convolution,
+    zero_points_for_weights,
 )

@@ -13,6 +13,7 @@ from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 from kinograph.engines.rewrites.table import dequantise_tables
+from kinograph.engines.rewrites.zero_points import zero_points_for_weights
 
 Array = npt.NDArray[np.float32]
 
@@ -131,3 +132,23 @@ def test_int8_tables_become_float_ones() -> None:
     dequantise_tables(model, {})
     assert np.array_equal(run(model, ids), expected)  # type: ignore[arg-type]
     assert "DequantizeLinear" in operators(model) and "Mul" not in operators(model)
+
+
+def test_int8_weights_without_a_zero_point_compute_exactly() -> None:
+    """On every processor, where products are told to be exact: see `zero_points_for_weights`."""
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["" : 23]>
+        g (float[2,4] x) => (float[2,3] y) <
+            int8[4,3] w = {127, -127, 5, -128, 127, 3, 127, 9, 1, 2, 127, -7}, float[3] scale = {0.5, 0.25, 1.0}
+        > {
+            weight = DequantizeLinear <axis = 1> (w, scale)
+            y = MatMul (x, weight)
+        }"""
+    )
+    x = np.array([[1, 2, 3, 4], [-4, 0, 2, 1]], np.float32)
+    weight = model.graph.initializers["w"].const_value.numpy().astype(np.float32) * [0.5, 0.25, 1.0]
+    zero_points_for_weights(model, {})
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(None, {"x": x})[0], x @ weight)

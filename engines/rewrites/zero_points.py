@@ -1,0 +1,34 @@
+"""Zero points where a constant has none: ONNX Runtime needs them to compute exactly on x86 processors without VNNI.
+
+There it turns int8 weights into uint8 ones, which products do not overflow with, and gives each that has no zero point
+a single one, also where there is a scale for every channel; that graph it then cannot run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["zero_points_for_weights"]
+
+
+def zero_points_for_weights(model: ir.Model, weights: MutableMapping[str, Any]) -> None:
+    """Give every int8 constant that is dequantised without a zero point one for each of its scales."""
+    for node in model.graph:
+        if node.op_type != "DequantizeLinear" or node.domain or len(node.inputs) != 2:
+            continue
+        values, scale = node.inputs
+        if values is None or scale is None or values.dtype != ir.DataType.INT8 or not values.is_initializer():
+            continue
+        shape = weights[str(scale.name)].shape if scale.name in weights else tuple(scale.shape or ())
+        name = f"{scale.name}.zero_point"
+        if name not in model.graph.initializers:
+            tensor = ir.tensor(np.zeros(shape, np.int8), name=name)
+            model.graph.initializers[name] = ir.Value(
+                name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        node.resize_inputs(3)
+        node.replace_input_with(2, model.graph.initializers[name])
