@@ -192,7 +192,8 @@ def generate(words: tuple[str, ...], **options: Any) -> None:
         click.echo(f"{escape(os.path.abspath(options['sheet']))}: frames side by side")  # noqa: PTH100
     if options["verbose"]:
         for stage in console.stages:
-            click.echo(f"  {stage.name:<8} {stage.seconds:8.2f} s   peak {stage.peak_bytes / 1e6:6.0f} MB")
+            expected = f", {stage.expected_bytes / 1e6:.0f} MB expected of models" if stage.expected_bytes else ""
+            click.echo(f"  {stage.name:<8} {stage.seconds:8.2f} s   peak {stage.peak_bytes / 1e6:6.0f} MB{expected}")
 
 
 def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:

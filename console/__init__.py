@@ -23,11 +23,15 @@ def json_text(value: object) -> str:
 
 
 class Stage(NamedTuple):
-    """A finished part of the work: wall-clock seconds, and the process's highest memory use so far in bytes."""
+    """A finished part of the work: wall-clock seconds, and the process's highest memory use so far in bytes.
+
+    `expected_bytes` is what models were expected to take of it, 0 where that was not told.
+    """
 
     name: str
     seconds: float
     peak_bytes: int
+    expected_bytes: int = 0
 
 
 class Console:
@@ -41,7 +45,7 @@ class Console:
         self._quiet = quiet
         self._display: Progress | None = None
         self._task: TaskID | None = None
-        self._current: tuple[str, float] | None = None
+        self._current: tuple[str, float, int] | None = None
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -58,10 +62,10 @@ class Console:
             self._display.stop()
             self._display = None
 
-    def start_stage(self, name: str, total: float | None = None, unit: str = "") -> None:
+    def start_stage(self, name: str, total: float | None = None, unit: str = "", *, expected_bytes: int = 0) -> None:
         """End the running stage and begin `name`; `total` is None while it is unknown."""
         self.end_stage()
-        self._current = (name, time.perf_counter())
+        self._current = (name, time.perf_counter(), expected_bytes)
         if self._display is not None:
             self._task = self._display.add_task(name, total=total, unit=unit)
 
@@ -74,8 +78,8 @@ class Console:
         """End the running stage, if there is one."""
         if self._current is None:
             return
-        name, start = self._current
-        self.stages.append(Stage(name, time.perf_counter() - start, peak_bytes()))
+        name, start, expected = self._current
+        self.stages.append(Stage(name, time.perf_counter() - start, peak_bytes(), expected))
         self._current = None
         if self._display is not None and self._task is not None:
             task = next(task for task in self._display.tasks if task.id == self._task)

@@ -177,7 +177,8 @@ def _run(
         for event in events:
             if isinstance(event, kinograph.StageStarted):
                 stage = event.name
-                console.start_stage(f"{stage} {event.detail}".strip(), None, units.get(stage, ""))
+                name = f"{stage} {event.detail}".strip()
+                console.start_stage(name, None, units.get(stage, ""), expected_bytes=event.expected_bytes)
             elif isinstance(event, kinograph.StepDone):
                 if stage == "denoise":
                     console.update(event.index + 1, event.total)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kinograph.engines.footprint import Footprint
 from kinograph.engines.host import HostBuffer, HostTable, memory_bytes, one_by_one
 from kinograph.errors import EngineError
 
@@ -42,6 +43,9 @@ class FakeDevice:
 
     def prepare(self, bundle: Contents, precisions: Mapping[str, str], axes: Mapping[str, Axes]) -> Iterator[str]:
         return iter(())
+
+    def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
+        return Footprint(0, 0)
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return one_by_one(body, count)

@@ -1,8 +1,8 @@
 """How much memory a graph's values need at certain sizes, told from the graph alone.
 
-A value lives from the node that makes it to the last that reads it; the most that ever live at once are the activations. Shapes
-are the graph's own, in symbols that the exporter named: ONNX's shape inference at the sizes asked for says how large those of
-the symbols are that it gets to, and they say the rest.
+A value lives from the node that makes it to the last that reads it; the most that ever live at once are the
+activations. Shapes are the graph's own, in symbols that the exporter named: ONNX's shape inference at the sizes asked
+for says how large those of the symbols are that it gets to, and they say the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kinograph.engines.protocol import Contents
     from kinograph.manifest import Variant
 
-__all__ = ["activation_bytes"]
+__all__ = ["Footprint", "activation_bytes"]
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -35,6 +35,13 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 _HELD_OUTSIDE = frozenset({"Constant", "DequantizeLinear"})  # nodes whose result a backend keeps elsewhere, or folds
 
 Shape = list[int | str | None]
+
+
+class Footprint(NamedTuple):
+    """The bytes that a component's weights take on a device, and what it computes with beside them at certain sizes."""
+
+    weights: int
+    activations: int
 
 
 def activation_bytes(contents: Contents, variant: Variant, axes: Mapping[str, int]) -> int:

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, HostTable, memory_bytes, one_by_one
 from kinograph.engines.rewrites import CPU_REWRITES
 from kinograph.engines.weights import map_weights
@@ -33,6 +34,7 @@ _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
 _BFLOAT16, _FLOAT8 = ir.DataType.BFLOAT16.numpy(), ir.DataType.FLOAT8E4M3FN.numpy()
 _COPIED_SHARE = 0.4  # of the memory: of larger weights there is no copy, which costs speed
+_ARENA = 3  # times what lives at once: ONNX Runtime's arena grew to 2.2 to 4 times that, in both codec and step
 _USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
@@ -83,6 +85,12 @@ class OrtDevice:
 
     def prepare(self, bundle: Contents, precisions: Mapping[str, str], axes: Mapping[str, Axes]) -> Iterator[str]:
         return iter(())
+
+    def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
+        variant = bundle.component(component).variants[precision]
+        weights = sum(bundle.map(name).size for name in variant.weights)
+        copied = weights <= _COPIED_SHARE * memory_bytes()  # else they are read where they lie, and need not stay
+        return Footprint(weights if copied else 0, _ARENA * activation_bytes(bundle, variant, sizes))
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return one_by_one(body, count)
@@ -142,6 +150,8 @@ class OrtEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # 8-bit products overflow 16 bits on x86 processors without VNNI, unless they are told to be exact
         options.add_session_config_entry("session.x64quantprecision", "1")
+        # what has 8-bit weights alone is computed in floats, not with activations of 8 bits behind one's back
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._values = [_value(array) for array in weights.values()]
         options.add_external_initializers(list(weights), self._values)
         try:

@@ -13,6 +13,7 @@ from weakref import WeakSet
 import onnxruntime as ort
 
 from kinograph.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTable
+from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.host import one_by_one
 from kinograph.engines.ort import OrtEngine, Provider
 from kinograph.errors import UsageError
@@ -72,6 +73,11 @@ class OrtCudaDevice:
         engine = OrtEngine(bundle, component, variants[precision], 1, provider)
         self._open.add(engine)
         return engine
+
+    def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
+        variant = bundle.component(component).variants[precision]
+        weights = sum(bundle.map(name).size for name in variant.weights)
+        return Footprint(weights, activation_bytes(bundle, variant, sizes))
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return one_by_one(body, count)

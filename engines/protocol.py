@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from kinograph.engines.footprint import Footprint
     from kinograph.manifest import Component, Tensor
 
 __all__ = ["Axes", "Buffer", "Contents", "Device", "Engine", "Table"]
@@ -142,6 +143,10 @@ class Device(Protocol):
 
     def open(self, bundle: Contents, component: str, precision: str) -> Engine:
         """Load a component. Raises EngineError, or BundleError where the bundle lacks it."""
+        ...
+
+    def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
+        """The memory that a component is going to take at these sizes of its axes; nothing is loaded."""
         ...
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:

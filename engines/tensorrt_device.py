@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kinograph.engines.cache import Card, EngineCache, Origin, origin
 from kinograph.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTable
+from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.launch import LONGEST, Launcher
 from kinograph.engines.needs import runs_on
 from kinograph.engines.tensorrt_engine import Arena, TensorRTEngine
@@ -79,6 +80,16 @@ class TensorRTDevice:
         engine = TensorRTEngine(self, bundle, component, precision)
         self._open.append(engine)
         return engine
+
+    def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
+        """By the engine's own account where there is one, and else by the graph's."""
+        needed = {axis: (size, size) for axis, size in sizes.items()}
+        card = self.cache.find(self._origin(bundle, component, precision), needed)
+        if card is not None:
+            return Footprint(card.weight_bytes or card.bytes, card.activation_bytes)
+        variant = bundle.component(component).variants[precision]
+        weights = sum(bundle.map(name).size for name in variant.weights)
+        return Footprint(weights, activation_bytes(bundle, variant, sizes))
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return self.launcher.repeat(body, count)

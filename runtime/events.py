@@ -15,11 +15,13 @@ __all__ = ["Event", "FramesDecoded", "StageStarted", "StepDone", "WindowDone"]
 class StageStarted(msgspec.Struct, frozen=True):
     """A stage begins; the one before has ended. `film` is denoising and decoding in turn, window by window.
 
-    `build` makes an engine that is missing, which takes minutes and is done once; `detail` says which.
+    `build` makes an engine that is missing, which takes minutes and is done once; `detail` says which. `expected_bytes`
+    is the memory that its components are going to take, as far as that can be told.
     """
 
     name: Literal["build", "text", "image", "denoise", "decode", "film"]
     detail: str = ""
+    expected_bytes: int = 0
 
 
 class StepDone(msgspec.Struct, frozen=True, eq=False):

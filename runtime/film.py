@@ -146,8 +146,8 @@ class Film:
                 yield from self._decoded(decoder, window, new)
                 yield WindowDone(number, len(self.windows), new)
 
-    def axes(self, precisions: Mapping[str, str]) -> dict[str, Axes]:
-        """The components that will run, with the sizes that they will run at."""
+    def axes(self, precisions: Mapping[str, str], cells: tuple[int, int] | None = None) -> dict[str, Axes]:
+        """The components that will run, with the sizes that they will run at; in other `cells`, if given."""
         manifest, counts = self.shop.manifest, [window.count for window in self.windows]
         encoders = [name for name in ("encoder_first", "encoder_next", "image_encoder") if name in manifest.components]
         request, several = self.request, len(counts) > 1
@@ -157,7 +157,7 @@ class Film:
             manifest,
             precisions,
             (min(counts), max(counts)),
-            *self.cells,
+            *(cells or self.cells),
             [*names, *(encoders if given or request.remix else [])],
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from kinograph.runtime.codec import decode
 from kinograph.runtime.events import Event, FramesDecoded, StageStarted, WindowDone
 from kinograph.runtime.film import Film, Workshop
 from kinograph.runtime.locate import open_bundle
+from kinograph.runtime.memory import Need, check_needs, needs, stage_bytes
 from kinograph.runtime.request import Request, bridge, resolve
 from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.video import VideoWriter
@@ -199,6 +200,7 @@ class Pipeline:
         while True:
             shop = Workshop(self.device, self.bundle.manifest, self._tokenizer, self._engine, self._leave_stage)
             film = Film(shop, request, tail, head, original)
+            needed = self._needed(request, film)
             try:
                 for what in self.device.prepare(self.bundle, self.variant, film.axes(self.variant)):
                     yield StageStarted("build", what)
@@ -214,7 +216,9 @@ class Pipeline:
         # A loop has no first frame: what it begins with comes at its end, where the way back has led to it.
         middle = Middle(max(temporal, overlap - 1), overlap) if back else Middle(0, 0)
         for event in film.run(done):
-            if not isinstance(event, np.ndarray):
+            if isinstance(event, StageStarted):
+                yield msgspec.structs.replace(event, expected_bytes=stage_bytes(event.name, needed, self._resident))
+            elif not isinstance(event, np.ndarray):
                 yield event
             elif frames := middle.push(event):
                 yield FramesDecoded(np.stack(frames), shown, total)
@@ -228,6 +232,17 @@ class Pipeline:
         for frame in islice(after, 0 if head is None else len(head), None):
             yield FramesDecoded(frame[None], shown, total)
             shown += 1
+
+    def _needed(self, request: Request, film: Film) -> Mapping[str, Need]:
+        """What the film's components are going to take. Raises MemoryLimitError where that is too much."""
+        spatial = self.bundle.manifest.geometry.spatial
+
+        def needed(width: int, height: int) -> Mapping[str, Need]:
+            axes = film.axes(self.variant, (height // spatial, width // spatial))
+            return needs(self.bundle, self.device, self.variant, axes)
+
+        width, height = int(request.width or 0), int(request.height or 0)
+        return check_needs(self.bundle.manifest, self.device, width, height, needed)
 
     # Engines
 

@@ -23,7 +23,8 @@ def zero_points_for_weights(model: ir.Model, weights: MutableMapping[str, Any]) 
         values, scale = node.inputs
         if values is None or scale is None or values.dtype != ir.DataType.INT8 or not values.is_initializer():
             continue
-        shape = weights[str(scale.name)].shape if scale.name in weights else tuple(scale.shape or ())
+        held = weights.get(str(scale.name))
+        shape = held.shape if held is not None else scale.shape.numpy() if scale.shape is not None else ()
         name = f"{scale.name}.zero_point"
         if name not in model.graph.initializers:
             tensor = ir.tensor(np.zeros(shape, np.int8), name=name)

@@ -1,0 +1,62 @@
+"""What a run is going to take is told before it takes it."""
+
+from __future__ import annotations
+
+import pytest
+
+import kinograph
+from kinograph.engines.footprint import Footprint, activation_bytes
+from kinograph.engines.ort import OrtDevice
+from kinograph.errors import MemoryLimitError
+from kinograph.runtime.locate import open_bundle
+from kinograph.runtime.pipeline import Pipeline
+
+REQUEST = kinograph.Request(prompt="a red ball moves left", num_frames=5, num_inference_steps=1)
+
+
+class Small(OrtDevice):
+    """A computer with little memory."""
+
+    memory_bytes = 40_000_000  # type: ignore[assignment]
+
+
+def test_activations_grow_with_the_picture() -> None:
+    with open_bundle(None) as bundle:
+        variant = bundle.component("decoder_next").variants["fp32"]
+        small, large = (activation_bytes(bundle, variant, {"F": 1, "H": side, "W": side}) for side in (8, 32))
+    assert 14 * small < large <= 16 * small
+    widest = 4 * 4 * 256 * 256 * 4 * 3  # bytes of four frames of 256 × 256, of the few channels that go last
+    assert large > widest / 4
+
+
+def test_what_does_not_fit_is_refused_at_once_with_what_does() -> None:
+    with Pipeline(open_bundle(None), Small()) as pipe:
+        wide = kinograph.Request(prompt="a red ball", num_frames=5, num_inference_steps=1, width=1024, height=512)
+        with pytest.raises(
+            MemoryLimitError, match=r"decoder_next would take .* cpu has 40\.0 MB.* Use --size \d+x\d+"
+        ) as info:
+            list(pipe.run(wide))
+        width, height = map(int, str(info.value).rsplit(" ", 1)[1].split("x"))
+        assert 0 < height < 512
+        assert width % 16 == 0
+        list(
+            pipe.run(
+                kinograph.Request(prompt="a red ball", num_frames=5, num_inference_steps=1, width=width, height=height)
+            )
+        )
+
+
+def test_every_stage_says_what_is_expected_of_it() -> None:
+    with kinograph.load(device="cpu") as pipe:
+        stages = [event for event in pipe.run(REQUEST) if isinstance(event, kinograph.StageStarted)]
+    assert [stage.name for stage in stages] == ["text", "denoise", "decode"]
+    assert all(30_000_000 < stage.expected_bytes < 200_000_000 for stage in stages)
+
+
+def test_weights_that_need_not_stay_in_memory_count_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinograph.engines.ort.memory_bytes", lambda: 30_000_000)
+    with open_bundle(None) as bundle, OrtDevice() as device:
+        weights, activations = device.footprint(bundle, "step", "fp32", {"B": 2, "F": 2, "H": 8, "W": 8})
+    assert weights == 0
+    assert activations > 0
+    assert isinstance(Footprint(0, 1), tuple)
