@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kinograph.starter import drawing, world
 
@@ -25,30 +24,35 @@ class Crop:
     side: int
 
 
-def pixels(frames: NDArray[np.uint8]) -> torch.Tensor:
+def pixels(frames: torch.Tensor) -> torch.Tensor:
     """uint8 [B, T, H, W, 3] as float [B, 3, T, H, W] from -1 to 1."""
-    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 class Pool:
-    """`count` random training scenes, rendered once, from which batches are cut."""
+    """`count` random training scenes, rendered once and kept on `device`, from which batches are cut."""
 
-    def __init__(self, count: int, frames: int, size: int, rng: np.random.Generator) -> None:
+    def __init__(self, count: int, frames: int, size: int, rng: np.random.Generator, device: torch.device) -> None:
         self.rng = rng
         self.scenes = [world.sample(rng) for _ in range(count)]
-        drawn = list(drawing.draw_batches(self.scenes, _BATCH, frames, size))
-        self.clips, shown = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
-        self.classes = np.stack([drawing.classes(scene, own) for scene, own in zip(self.scenes, shown, strict=True)])
+        self.clips = torch.empty(count, frames, size, size, 3, dtype=torch.uint8, device=device)
+        self.classes = torch.empty(count, frames, size, size, dtype=torch.uint8, device=device)
+        start = 0
+        for clips, shown in drawing.draw_batches(self.scenes, _BATCH, frames, size):
+            part = slice(start, start + len(clips))
+            self.clips[part] = torch.from_numpy(clips)
+            for i, (scene, own) in enumerate(zip(self.scenes[part], shown, strict=True), start):
+                self.classes[i] = torch.from_numpy(drawing.classes(scene, own))
+            start += len(clips)
 
     def batch(self, crop: Crop) -> tuple[torch.Tensor, torch.Tensor]:
         """Random crops near a subject: clips [B, 3, T, H, W] from -1 to 1, and classes int64 [B, T, H, W]."""
-        cut = np.empty((crop.count, crop.frames, crop.side, crop.side, 3), np.uint8)
-        label = np.empty((crop.count, crop.frames, crop.side, crop.side), np.int64)
-        for i in range(crop.count):
-            cut[i], label[i] = self._cut(crop)
-        return pixels(cut), torch.from_numpy(label)
+        cuts = [self._window(crop) for _ in range(crop.count)]
+        return pixels(torch.stack([self.clips[cut] for cut in cuts])), torch.stack(
+            [self.classes[cut] for cut in cuts]
+        ).long()
 
-    def _cut(self, crop: Crop) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _window(self, crop: Crop) -> tuple[int, slice, slice, slice]:
         index = int(self.rng.integers(len(self.clips)))
         frames, size = self.clips.shape[1:3]
         first = int(self.rng.integers(frames - crop.frames + 1))
@@ -57,5 +61,4 @@ class Pool:
         middle = path[first + crop.frames // 2, :2] * size
         corner = middle - crop.side / 2 + self.rng.uniform(-crop.side / 3, crop.side / 3, 2)
         x, y = np.clip(corner.round().astype(int), 0, size - crop.side)
-        window = (index, slice(first, first + crop.frames), slice(y, y + crop.side), slice(x, x + crop.side))
-        return self.clips[window], self.classes[window]
+        return index, slice(first, first + crop.frames), slice(y, y + crop.side), slice(x, x + crop.side)

@@ -115,19 +115,19 @@ def train_few_steps(
     """Train the student within the budget, from the teacher's weights, and return its averaged weights."""
     torch.manual_seed(seed)
     state = torch.load(trajectories, weights_only=True, mmap=True)
-    points, texts = state["points"], state["text"]
-    sigmas, timesteps = levels()
     device = next(teacher.parameters()).device
+    points, texts = state["points"].to(device), state["text"].to(device)
+    sigmas, timesteps = (values.to(device) for values in levels())
     module = nn.ModuleDict({"transformer": teacher.requires_grad_(True)})
     loop = Loop(module, budget, folder / "few_steps.pt", is_muon)
     for block in teacher.blocks:
         block.compile()
     rng = np.random.default_rng((seed, 4, loop.step))
     for _ in loop.steps():
-        chosen = torch.from_numpy(rng.integers(len(points), size=batch))
-        step = torch.from_numpy(rng.integers(STEPS, size=batch))
-        here, there = points[chosen, step].float().to(device), points[chosen, step + 1].float().to(device)
-        line = (there - here) / (sigmas[step + 1] - sigmas[step]).view(-1, 1, 1, 1, 1).to(device)
-        velocity = _velocity(teacher, here, timesteps[step].to(device), texts[chosen].float().to(device))
+        chosen = torch.from_numpy(rng.integers(len(points), size=batch)).to(device)
+        step = torch.from_numpy(rng.integers(STEPS, size=batch)).to(device)
+        here, there = points[chosen, step].float(), points[chosen, step + 1].float()
+        line = (there - here) / (sigmas[step + 1] - sigmas[step]).view(-1, 1, 1, 1, 1)
+        velocity = _velocity(teacher, here, timesteps[step], texts[chosen].float())
         loop.update((velocity - line).square().mean())
     return loop.averaged["transformer"]

@@ -27,7 +27,7 @@ from transformers import UMT5EncoderModel
 from kinograph.starter import captions, world
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
-from kinograph.starter.model import FLOW_SHIFT, encode_text
+from kinograph.starter.model import FLOW_SHIFT, encode_tokens, tokenize
 from kinograph.starter.precision import mixed_precision
 from kinograph.starter.text_training import ABOUT_ACTORS, world_tokenizer
 
@@ -40,6 +40,7 @@ _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: whe
 _NAMING_WEIGHT = 0.06  # of the cross-entropy of each thing that is named of a token's cells
 _NAMED = ("subject", "colour", "motion", "facing")
 _VALUES = [1 + ABOUT_ACTORS[name][0] for name in _NAMED]  # values of each, and none
+_CAPTIONS = 6  # of each clip
 _CONDITIONED = 0.2  # share of batches whose clips are given clean frames
 _GIVEN = {"first": 0.55, "start": 0.15, "end": 0.15, "both ends": 0.15}
 _PATCH = 2  # side of a token in latent cells
@@ -67,9 +68,9 @@ def is_muon(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and "transformer.blocks." in name
 
 
-def attention(device: torch.device) -> SDPBackend:
+def attention(device: torch.device) -> list[SDPBackend]:
     """The fastest attention to train with: on a CPU the flash kernel's backward is slower than plain products."""
-    return SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
+    return [SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
 class _Halfway:
@@ -88,35 +89,47 @@ def _head(width: int, scores: int) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, scores))
 
 
-def _batch(
-    cache: Cache, count: int, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    """Latents [B, C, F, H, W], what each cell shows [B, K, F, H, W], given frames [B, F] and captions."""
-    chosen = rng.integers(len(cache.scenes), size=count)
-    latents = cache.latents[chosen].float()
-    texts = [captions.caption(cache.scenes[i], rng) if rng.random() >= _NO_CAPTION else "" for i in chosen]
-    given = np.zeros((count, latents.shape[2]), bool)
-    if rng.random() < _CONDITIONED:
-        given = np.stack([given_frames(latents.shape[2], rng) for _ in range(count)])
-    named = _named([cache.scenes[i] for i in chosen], cache.shares[chosen].float())
-    return latents, named, torch.from_numpy(given), texts
+class _Batches:
+    """What a step is trained on, drawn on the device from a cache that lies there: no step waits for the CPU.
 
-
-def _named(scenes: Sequence[world.Scene], shares: torch.Tensor) -> torch.Tensor:
-    """For each of `_NAMED` in turn, the shares of a cell's pixels that show none, and each value, of it.
-
-    From the actors' shares [B, actors + 1, F, H, W] to [B, K, F, H, W].
+    Every clip is told in several captions, tokenized beforehand.
     """
-    parts = []
-    for name in _NAMED:
-        values, about = ABOUT_ACTORS[name]
-        shown = torch.zeros(len(scenes), 1 + values, 1 + world.MOST_ACTORS)
-        shown[:, 0, 0] = 1
+
+    def __init__(self, cache: Cache, seed: int, device: torch.device) -> None:
+        self.latents, self.shares = cache.latents.to(device), cache.shares.to(device)
+        self.shown = _shown(cache.scenes).to(device)
+        rng = np.random.default_rng((seed, 5))
+        texts = [captions.caption(scene, rng) for scene in cache.scenes for _ in range(_CAPTIONS)]
+        self.tokens = tokenize(world_tokenizer(), [*texts, ""]).input_ids.to(device)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        """Latents [B, C, F, H, W], what each cell shows [B, K, F, H, W], given frames [B, F] and tokens [B, L]."""
+        device, frames = self.latents.device, self.latents.shape[2]
+        chosen = torch.from_numpy(rng.integers(len(self.latents), size=count)).to(device)
+        texts = chosen * _CAPTIONS + torch.randint(_CAPTIONS, (count,), device=device)
+        texts[torch.rand(count, device=device) < _NO_CAPTION] = len(self.tokens) - 1
+        given = np.zeros((count, frames), bool)
+        if rng.random() < _CONDITIONED:
+            given = np.stack([given_frames(frames, rng) for _ in range(count)])
+        covered = torch.einsum("bka,bafhw->bkfhw", self.shown[chosen], self.shares[chosen].float())
+        return self.latents[chosen].float(), covered, torch.from_numpy(given).to(device), self.tokens[texts]
+
+
+def _shown(scenes: Sequence[world.Scene]) -> torch.Tensor:
+    """Whether the background and each actor show none, and each value, of each of `_NAMED`: float [N, K, actors + 1].
+
+    A cell's shares of each actor's pixels, times this, are its shares of what is named.
+    """
+    shown = torch.zeros(len(scenes), sum(_VALUES), 1 + world.MOST_ACTORS)
+    start = 0
+    for name, values in zip(_NAMED, _VALUES, strict=True):
+        about = ABOUT_ACTORS[name][1]
+        shown[:, start, 0] = 1
         for i, scene in enumerate(scenes):
             for number, actor in enumerate(scene.actors, start=1):
-                shown[i, 1 + about(actor), number] = 1
-        parts.append(torch.einsum("bka,bafhw->bkfhw", shown, shares))
-    return torch.cat(parts, dim=1)
+                shown[i, start + 1 + about(actor), number] = 1
+        start += values
+    return shown
 
 
 def _tokens(cells: torch.Tensor) -> torch.Tensor:
@@ -133,7 +146,7 @@ def _loss(
     latents: torch.Tensor,
     covered: torch.Tensor,
     given: torch.Tensor,
-) -> tuple[torch.Tensor, float]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Flow matching (Lipman et al. 2022, arXiv:2210.02747): x = (1 − σ)·latents + σ·noise, target noise − latents.
 
     Given frames stay clean at timestep 0 and carry no loss. Also returns the mean cross-entropy of the naming head.
@@ -159,7 +172,7 @@ def _loss(
         scores.float().view(shown.shape).split(_VALUES, dim=-1), shown.split(_VALUES, dim=-1), strict=True
     ):
         naming = naming + functional.cross_entropy(guess.flatten(0, -2), truth.flatten(0, -2))
-    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, float(naming.detach()) / len(_VALUES)
+    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, naming.detach() / len(_VALUES)
 
 
 def train_dit(
@@ -175,7 +188,6 @@ def train_dit(
 ) -> nn.ModuleDict:
     """Train the transformer within the budget, resuming from `folder`; returns averaged weights, text encoder too."""
     torch.manual_seed(seed)
-    tokenizer = world_tokenizer()
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     module = nn.ModuleDict(
         {
@@ -189,10 +201,11 @@ def train_dit(
     for block in transformer.blocks:
         block.compile()
     rng = np.random.default_rng((seed, loop.step))
+    batches = _Batches(cache, seed, device)
     for _ in loop.steps():
-        latents, covered, given, texts = _batch(cache, batch, rng)
+        latents, covered, given, tokens = batches.draw(batch, rng)
         with torch.no_grad():
-            text = encode_text(module["text_encoder"], tokenizer, texts, device)
-        loss, naming = _loss(module, halfway, text.float(), latents.to(device), covered.to(device), given.to(device))
+            text = encode_tokens(module["text_encoder"], tokens)
+        loss, naming = _loss(module, halfway, text, latents, covered, given)
         loop.update(loss, naming=naming)
     return loop.averaged

@@ -61,7 +61,7 @@ def encode_world(
     encoded, covered = [], []
     for clips, shown in drawing.draw_batches(scenes, _BATCH, frames, size):
         with mixed_precision(device):
-            moments = encode_moments(vae, pixels(clips).to(device))
+            moments = encode_moments(vae, pixels(torch.from_numpy(clips).to(device)))
         latents = moments.float().chunk(2, dim=1)[0].cpu()
         encoded.append(latents.half())
         covered.append(shares(torch.from_numpy(shown).long(), 1 + world.MOST_ACTORS, latents.shape[2:]).half())

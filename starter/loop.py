@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Budget:
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """`torch.save` to a temporary sibling, then rename: whoever reads `path` sees a whole file or the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(state, temporary)
     temporary.replace(path)
 
@@ -101,7 +102,7 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.optimisers, self._matrices = _optimisers(module, budget, is_muon)
-        self._running: dict[str, float] = {}
+        self._running: dict[str, torch.Tensor] = {}
         if path.exists():
             self._load()
 
@@ -112,6 +113,8 @@ class Loop:
 
     def steps(self) -> Iterator[float]:
         """Progress before each step, until the budget is used up; the state is saved on the way and at the end."""
+        if self.progress >= 1 and self.path.exists():
+            return
         saved = logged = last = time.monotonic()
         while self.progress < 1.0:
             yield self.progress
@@ -120,14 +123,14 @@ class Loop:
             last = now
             if now - logged > _LOG_EVERY:
                 logged = now
-                figures = " ".join(f"{name} {value:.4f}" for name, value in self._running.items())
+                figures = " ".join(f"{name} {float(value):.4f}" for name, value in self._running.items())
                 log.info("%s step %d, %.0f %%: %s", self.path.stem, self.step, 100 * self.progress, figures)
             if now - saved > _SAVE_EVERY:
                 saved = now
                 self.save()
         self.save()
 
-    def update(self, loss: torch.Tensor, **figures: float) -> None:
+    def update(self, loss: torch.Tensor, **figures: torch.Tensor) -> None:
         """One optimiser step on this loss; `figures` are averaged for the log."""
         rate = self._rate()
         for optimiser in self.optimisers:
@@ -143,9 +146,9 @@ class Loop:
                 optimiser.step()
         self.step += 1
         self._average()
-        for name, value in {"loss": loss.item(), **figures}.items():
-            before = self._running.get(name, value)
-            self._running[name] = before + 0.02 * (value - before)
+        for name, value in {"loss": loss, **figures}.items():
+            value = value.detach()  # not read before it is logged: reading waits for the device
+            self._running[name] = self._running.get(name, value).lerp(value, 0.02)
 
     def save(self) -> None:
         """Write everything needed to go on from here."""

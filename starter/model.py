@@ -24,7 +24,7 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5TokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import BatchEncoding, PreTrainedTokenizerFast, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 __all__ = [
     "FLOW_SHIFT",
@@ -32,16 +32,18 @@ __all__ = [
     "TEXT_LENGTH",
     "Layout",
     "encode_text",
+    "encode_tokens",
     "few_steps_scheduler",
     "make_text_encoder",
     "make_tokenizer",
     "make_transformer",
     "make_vae",
+    "tokenize",
     "write",
 ]
 
 TEXT_LENGTH = 40  # tokens; captions are padded to it
-FLOW_SHIFT = 3.0  # of the noise schedule, in training and sampling alike
+FLOW_SHIFT = 5.0  # of the noise schedule, in training and sampling alike
 LATENT_CHANNELS = 24
 TEXT_DIM = 128
 
@@ -50,21 +52,18 @@ TEXT_DIM = 128
 class Layout:
     """How large the model and its clips are. `fps` is the rate at which a clip is meant to be shown."""
 
-    frames: int
-    size: int  # side of the picture in pixels
-    fps: int
-    layers: int
-    heads: int  # of 32 channels each
-    ffn: int
-    encoder: int  # channels of the VAE at its finest level
-    decoder: int
+    frames: int = 33
+    size: int = 128  # side of the picture in pixels
+    fps: int = 16
+    layers: int = 6
+    heads: int = 8  # of 32 channels each
+    ffn: int = 768
+    encoder: int = 16  # channels of the VAE at its finest level
+    decoder: int = 16
 
 
-LAYOUTS = {
-    "cpu": Layout(frames=17, size=64, fps=8, layers=6, heads=8, ffn=768, encoder=16, decoder=16),
-    "gpu": Layout(frames=33, size=128, fps=16, layers=12, heads=12, ffn=1536, encoder=32, decoder=32),
-}
-"""By the machine that can train it in an hour or two."""
+LAYOUTS = {"full": Layout(), "quarter": Layout(frames=17, size=64, fps=8)}
+"""The shipped size, for a GPU, and one with a quarter of its pixels, for a CPU; the networks are the same."""
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": FLOW_SHIFT}
 _HEAD_DIM = 32
@@ -187,15 +186,25 @@ def make_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def tokenize(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> BatchEncoding:
+    """Captions as token ids and mask, int64 [B, L] each, padded or cut to `TEXT_LENGTH`."""
+    return tokenizer(
+        list(captions), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    )
+
+
+def encode_tokens(encoder: UMT5EncoderModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Embeddings [B, L, D] of token ids [B, L] as WanPipeline makes them: those of the padding are zero."""
+    mask = (tokens != encoder.config.pad_token_id).long()
+    hidden = encoder(tokens, mask).last_hidden_state
+    return hidden * mask.unsqueeze(-1).to(hidden.dtype)
+
+
 def encode_text(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, captions: Sequence[str], device: torch.device
 ) -> torch.Tensor:
-    """Caption embeddings [B, L, D] as WanPipeline makes them: padded to L tokens, the padding's embeddings zero."""
-    tokens = tokenizer(
-        list(captions), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-    ).to(device)
-    hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-    return hidden * tokens.attention_mask.unsqueeze(-1).to(hidden.dtype)
+    """Caption embeddings [B, L, D]: see `encode_tokens`."""
+    return encode_tokens(encoder, tokenize(tokenizer, captions).input_ids.to(device))
 
 
 def few_steps_scheduler() -> DPMSolverMultistepScheduler:

@@ -69,7 +69,7 @@ def reconstructor(checkpoint: Path, scenes: Sequence[world.Scene], sampling: Sam
     @torch.no_grad()
     def reconstruct(prompt: str, number: int, first_frame: Frames | None = None) -> Frames:
         clip = drawing.render(scenes[number], sampling.frames, sampling.size)
-        decoded = vae.decode(vae.encode(pixels(clip[None])).latent_dist.mode()).sample[0]
+        decoded = vae.decode(vae.encode(pixels(torch.from_numpy(clip[None]))).latent_dist.mode()).sample[0]
         return np.asarray((decoded.permute(1, 2, 3, 0).numpy() * 127.5 + 128).clip(0, 255), dtype=np.uint8)
 
     return reconstruct

@@ -100,6 +100,6 @@ def train_text(
             scores, truth = module["heads"][name](hidden)[told], wanted.to(device)[told]
             loss = loss + functional.cross_entropy(scores, truth, ignore_index=_NONE)
             known = truth != _NONE
-            right[name] = float((scores.argmax(-1) == truth)[known].float().mean())
+            right[name] = (scores.argmax(-1) == truth)[known].float().mean()
         loop.update(loss, **right)
     return loop.averaged["encoder"]

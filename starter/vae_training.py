@@ -68,12 +68,12 @@ def encode_moments(vae: AutoencoderKLWan, clips: torch.Tensor) -> torch.Tensor:
     return vae.quant_conv(torch.cat(pieces, dim=2))
 
 
-def psnr(clips: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
+def psnr(clips: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Peak signal-to-noise ratio in dB over the foreground and over the background; values from -1 to 1."""
     error = ((clips - decoded.clamp(-1, 1)) / 2).square().mean(1, keepdim=True)
     inside = (error * mask).sum() / mask.sum().clamp(min=1)
     outside = (error * (1 - mask)).sum() / (1 - mask).sum()
-    return float(-10 * torch.log10(inside + 1e-12)), float(-10 * torch.log10(outside + 1e-12))
+    return -10 * torch.log10(inside + 1e-12), -10 * torch.log10(outside + 1e-12)
 
 
 def shares(label: torch.Tensor, kinds: int, cells: torch.Size) -> torch.Tensor:
@@ -176,10 +176,10 @@ def _fit(loop: Loop, data: Clips, *, start: float) -> None:
     """Train until the budget is used up; `start` is where among the phases the first step stands."""
     if loop.progress >= 1:
         return
-    pool = Pool(_POOL, data.layout.frames, data.layout.size, np.random.default_rng((data.seed, loop.step)))
+    pool = Pool(_POOL, data.layout.frames, data.layout.size, np.random.default_rng((data.seed, loop.step)), data.device)
     for progress in loop.steps():
         crop = _crop(start + (1 - start) * progress, loop.step, data.layout, data.scale)
-        clips, label = (x.to(data.device) for x in pool.batch(crop))
+        clips, label = pool.batch(crop)
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
         loss, decoded = _loss(loop.module, clips, label)
         inside, outside = psnr(clips, decoded.detach(), (label > 0).float().unsqueeze(1))
