@@ -36,7 +36,8 @@ class ImageEncoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        scaled = (pixels.permute(2, 0, 1).float() / 255 - self.pixel_mean) / self.pixel_std
+        channels = pixels.float().permute(2, 0, 1)  # TensorRT has uint8 at the edges alone
+        scaled = (channels / 255 - self.pixel_mean) / self.pixel_std
         hidden: Tensor = self.encoder(pixel_values=scaled.unsqueeze(0).to(self.dtype))["last_hidden_state"]
         return hidden.float()
 

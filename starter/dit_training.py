@@ -201,8 +201,9 @@ def train_dit(
     for block in transformer.blocks:
         block.compile()
     rng = np.random.default_rng((seed, loop.step))
-    batches = _Batches(cache, seed, device)
+    batches: _Batches | None = None
     for _ in loop.steps():
+        batches = batches or _Batches(cache, seed, device)
         latents, covered, given, tokens = batches.draw(batch, rng)
         with torch.no_grad():
             text = encode_tokens(module["text_encoder"], tokens)

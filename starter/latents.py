@@ -54,21 +54,35 @@ def _scenes(seed: int, count: int) -> list[world.Scene]:
 
 @torch.no_grad()
 def encode_world(
-    vae: AutoencoderKLWan, path: Path, *, count: int, frames: int, size: int, seed: int, device: torch.device
+    vae: AutoencoderKLWan,
+    path: Path,
+    *,
+    count: int,
+    frames: int,
+    size: int,
+    seed: int,
+    device: torch.device,
+    measured: bool,
 ) -> None:
-    """Render and encode `count` training clips, and write them to `path` with their statistics."""
+    """Render and encode `count` training clips, and write them to `path` with their statistics.
+
+    Those are what is `measured` of these clips, or else what the VAE's configuration says.
+    """
     scenes = _scenes(seed, count)
     encoded, covered = [], []
     for clips, shown in drawing.draw_batches(scenes, _BATCH, frames, size):
         with mixed_precision(device):
             moments = encode_moments(vae, pixels(torch.from_numpy(clips).to(device)))
-        latents = moments.float().chunk(2, dim=1)[0].cpu()
-        encoded.append(latents.half())
-        covered.append(shares(torch.from_numpy(shown).long(), 1 + world.MOST_ACTORS, latents.shape[2:]).half())
+        latents = moments.float().chunk(2, dim=1)[0]
+        owners = torch.from_numpy(shown).to(device).long()
+        encoded.append(latents.half().cpu())
+        covered.append(shares(owners, 1 + world.MOST_ACTORS, latents.shape[2:]).half().cpu())
         if len(encoded) % 50 == 0:
             log.info("latents %d of %d", len(encoded) * _BATCH, count)
     latents = torch.cat(encoded).float()
-    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
+    if measured:
+        mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     shape = (1, -1, 1, 1, 1)
     save_atomically(
         {

@@ -101,6 +101,7 @@ def _latents(run: Run) -> None:
             size=run.layout.size,
             seed=run.seed + 1,
             device=run.device,
+            measured=run.start is None or run.vae_minutes > 0,
         )
 
 

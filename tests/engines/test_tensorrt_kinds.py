@@ -15,15 +15,7 @@ from kinograph.console.build import BuildJob, build
 from kinograph.engines.cache import EngineCache
 
 # Which generation a precision is built for: all pairs would take an hour, and the graph is the same for each.
-_PAIRS = [
-    ("t2v", "fp16", 86),
-    ("t2v", "bf16", 120),
-    ("i2v", "bf16", 89),
-    ("ti2v", "fp16", 120),
-    ("ti2v", "bf16", 86),
-    ("t2v-a14b", "bf16", 89),
-    ("i2v-a14b", "fp16", 89),
-]
+_PAIRS = [("i2v", "bf16", 89), ("ti2v", "bf16", 120), ("t2v-a14b", "fp16", 86)]
 
 
 @pytest.fixture(autouse=True)
