@@ -27,7 +27,7 @@ lint: .venv-dev/installed
 .venv-dev/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-dev/bin/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	.venv-dev/bin/pip install --quiet --disable-pip-version-check --editable '.[export,rtx,dev]'
 	mkdir -p .venv-dev/src && ln -sfn ../.. .venv-dev/src/kinograph
 	touch $@
 

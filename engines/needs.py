@@ -7,7 +7,7 @@ from kinograph.errors import UsageError
 __all__ = ["check_capability", "runs_on"]
 
 # the first compute capability with arithmetic of the kind; what is not here runs on all that TensorRT knows
-_LEAST = {"fp8": 89, "mxfp8": 120, "nvfp4": 120}
+_LEAST = {"bf16": 80, "fp8": 89, "mxfp8": 120, "nvfp4": 120}
 
 
 def runs_on(precision: str, capability: int) -> bool:
@@ -20,5 +20,5 @@ def check_capability(precision: str, capability: int) -> None:
     if not runs_on(precision, capability):
         raise UsageError(
             f"{precision} needs compute capability {_LEAST[precision]} or later, and {capability} has no arithmetic of "
-            "that kind. Use --variant int8 or bf16."
+            "that kind. Use another --variant, such as fp16 or int8."
         )

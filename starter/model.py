@@ -188,9 +188,7 @@ def make_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> BatchEncoding:
     """Captions as token ids and mask, int64 [B, L] each, padded or cut to `TEXT_LENGTH`."""
-    return tokenizer(
-        list(captions), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-    )
+    return tokenizer(list(captions), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
 
 
 def encode_tokens(encoder: UMT5EncoderModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def pace(self) -> float:
-        """What the learning rates of the VAE and the transformer are multiplied by: larger batches allow larger ones."""
+        """What the rates of the VAE and the transformer are multiplied by: larger batches allow larger ones."""
         return math.sqrt(self.scale) * (1.0 if self.start is None else _GOING_ON)
 
 

@@ -156,7 +156,10 @@ def test_other_sizes_have_their_own_engines(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_short_is_said(tmp_path: Path) -> None:
-    with rigged(tmp_path, computes=False, total=1 << 20) as rig, pytest.raises(MemoryLimitError, match=r"cuda:0 has 1\.0 MB"):
+    with (
+        rigged(tmp_path, computes=False, total=1 << 20) as rig,
+        pytest.raises(MemoryLimitError, match=r"cuda:0 has 1\.0 MB"),
+    ):
         rig.frames()
 
 
