@@ -405,6 +405,7 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
 @click.option("--size", metavar="WxH", callback=_size, help="Size of the videos in pixels." + _DEFAULT)
 @click.option("--frames", "num_frames", type=int, help="Number of frames, or of a window's." + _DEFAULT)
 @click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Most memory a layer may use to be fast.")
+@click.option("--into-bundle", is_flag=True, help="Put the engines into BUNDLE itself, hashed like all its files.")
 @click.option("--list", "listed", is_flag=True, help="Only show the engines in the cache.")
 @click.option("--clean", is_flag=True, help="Only remove the engines in the cache.")
 @_force_option
@@ -423,9 +424,7 @@ def build(
 
     cache, output = EngineCache(), options["output"]
     if listed or clean:
-        cards = cache.cards()
-        for card in cards if clean else ():
-            cache.remove(card)
+        cards = cache.clean() if clean else cache.cards()
         if as_json:
             click.echo(json_text({"folder": str(cache.folder), "engines": [described(card) for card in cards]}))
             return

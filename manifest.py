@@ -23,6 +23,7 @@ __all__ = [
     "Component",
     "Conditioning",
     "Defaults",
+    "Engine",
     "Expert",
     "File",
     "Geometry",
@@ -53,6 +54,8 @@ Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.+-]{0,127
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,127}\Z")]
 VariantName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
 Axis = Annotated[str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,5}\*)?[BLFHW]\Z")]
+Letter = Literal["B", "L", "F", "H", "W"]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -237,6 +240,29 @@ class Speed(_Struct, frozen=True):
     videos: Count
 
 
+class Engine(_Struct, frozen=True):
+    """A TensorRT engine that was built beforehand: `file` of the bundle, of a component in one precision.
+
+    It is for GPUs of one compute `capability`, and of the name `device` where its builder timed them; `axes` are the
+    least and greatest sizes it takes. `sources` is the sha256 over those of the graph and its weights: an engine of a
+    variant that was replaced since is of no use. `fused_attention` counts the attentions that one kernel does.
+    """
+
+    file: str
+    component: Name
+    precision: VariantName
+    sources: Digest
+    builder: Label
+    kinograph: Label
+    capability: Count
+    axes: dict[Letter, tuple[Count, Count]]
+    activation_bytes: Bytes
+    weight_bytes: Bytes
+    layers: Annotated[int, msgspec.Meta(ge=0)]
+    fused_attention: Annotated[int, msgspec.Meta(ge=0)]
+    device: Label | None = None
+
+
 class Source(_Struct, frozen=True):
     """Where the bundle came from."""
 
@@ -249,7 +275,7 @@ class Source(_Struct, frozen=True):
 class File(_Struct, frozen=True):
     """Size in bytes and sha256 of a file."""
 
-    size: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+    size: Bytes
     sha256: Digest
 
 
@@ -272,6 +298,7 @@ class Manifest(_Struct, frozen=True):
     components: dict[Name, Component]
     files: dict[str, File]
     speeds: dict[VariantName, Speed] = {}
+    engines: tuple[Engine, ...] = ()
     judge: Label | None = None
 
 

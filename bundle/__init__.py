@@ -22,7 +22,7 @@ from kinograph.bundle.refusal import printable, refusal
 from kinograph.bundle.tree import OpenFile, Walk, hash_files, open_folder, open_regular
 from kinograph.bundle.writer import BundleWriter
 from kinograph.errors import BundleError, UsageError
-from kinograph.manifest import Component, Manifest
+from kinograph.manifest import Component, Engine, Manifest
 
 __all__ = ["Bundle", "BundleWriter", "verify"]
 
@@ -84,6 +84,11 @@ class Bundle:
         """The sha256 of a file, as the manifest has it. Raises BundleError if the manifest does not list it."""
         self._file(name)
         return self.manifest.files[name].sha256
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Engines that were built beforehand and put into the bundle."""
+        return self.manifest.engines
 
     def copy(self, name: str, target: Path) -> None:
         """Write the content of a file to `target`, without taking it into memory.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from kinograph.bundle import Bundle
-    from kinograph.manifest import Component
+    from kinograph.manifest import Component, Engine
 
 __all__ = ["Draft", "Trial"]
 
@@ -35,6 +35,10 @@ class Draft:
 
     def sha256(self, name: str) -> str:
         return hashlib.sha256(self.map(name).data).hexdigest()
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return ()
 
 
 class Trial:
@@ -59,6 +63,10 @@ class Trial:
 
     def sha256(self, name: str) -> str:
         return hashlib.sha256(self.map(name).data).hexdigest()
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return ()
 
     def component(self, name: str) -> Component:
         return self._components[name] if name in self._components else self._bundle.component(name)

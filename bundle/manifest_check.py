@@ -236,6 +236,7 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
         yield "conditioning.image_tokens: needs a component 'image_encoder', and there is none"
     for name, component in manifest.components.items():
         yield from _component_problems(f"components.{name}", component, manifest)
+    yield from _engine_problems(manifest)
     yield from speed_problems(manifest)
 
 
@@ -296,6 +297,20 @@ def _component_problems(path: str, component: Component, manifest: Manifest) -> 
             if posixpath.dirname(file) != folder or file == variant.graph:
                 yield f"{at}.weights: '{printable(file)}' is not beside the graph '{printable(variant.graph)}'"
         yield from _tensor_problems(at, variant)
+
+
+def _engine_problems(manifest: Manifest) -> Iterator[str]:
+    for index, engine in enumerate(manifest.engines):
+        path = f"engines[{index}]"
+        if engine.file not in manifest.files:
+            yield f"{path}.file: '{printable(engine.file)}' is not in files"
+        if not engine.file.endswith(".engine"):
+            yield f"{path}.file: got '{printable(engine.file)}', expected a name that ends in .engine"
+        if engine.precision not in getattr(manifest.components.get(engine.component), "variants", ()):
+            yield f"{path}: there is no component '{engine.component}' in {engine.precision}"
+        for axis, (least, most) in engine.axes.items():
+            if least > most:
+                yield f"{path}.axes.{axis}: got {least} to {most}, expected the least size first"
 
 
 def _tensor_problems(path: str, variant: Variant) -> Iterator[str]:

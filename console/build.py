@@ -5,25 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
+from kinograph.bundle import BundleWriter
 from kinograph.engines.cache import Card, EngineCache, origin
 from kinograph.engines.tensorrt import build as build_engine
 from kinograph.engines.tensorrt import capabilities
 from kinograph.engines.tensorrt_module import FULL, RTX
 from kinograph.engines.tensorrt_toolkit import TensorRT
 from kinograph.errors import EngineError, RequestError, UsageError
-from kinograph.runtime.locate import open_bundle
+from kinograph.manifest import Engine
+from kinograph.runtime.locate import BUILT_IN, open_bundle
 from kinograph.runtime.output import write_file
 from kinograph.runtime.request import Request, resolve
 from kinograph.runtime.sizes import component_axes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kinograph.bundle import Bundle
     from kinograph.console import Console
     from kinograph.engines.protocol import Axes
     from kinograph.engines.tensorrt import Built
     from kinograph.manifest import Manifest
 
-__all__ = ["BuildJob", "build", "card_text", "described"]
+__all__ = ["BuildJob", "build", "card_text", "described", "write_engines"]
 
 _PRECISIONS = ("bf16", "fp16", "fp32")  # what is built unless a variant is named, best first
 
@@ -31,8 +37,8 @@ _PRECISIONS = ("bf16", "fp16", "fp32")  # what is built unless a variant is name
 class BuildJob(NamedTuple):
     """What one `build` is to do: engines of `target` for `capabilities`, for videos of `width` × `height` pixels.
 
-    Without `capabilities` it is the GPU's own. `output` is a folder for them besides the cache, or None; `workspace` is
-    in bytes.
+    Without `capabilities` it is the GPU's own. `output` is a folder for them besides the cache, or None; with
+    `into_bundle` they become files of the bundle. `workspace` is in bytes.
     """
 
     bundle: str | None
@@ -45,6 +51,7 @@ class BuildJob(NamedTuple):
     num_frames: int | None
     workspace: int | None
     force: bool
+    into_bundle: bool = False
 
 
 class Place(NamedTuple):
@@ -56,10 +63,12 @@ class Place(NamedTuple):
 
 def build(job: BuildJob, console: Console, cache: EngineCache | None = None) -> list[dict[str, Any]]:
     """Build every component for every capability, unless it is in the cache; returns what there is of each."""
+    if job.into_bundle and (job.bundle is None or job.bundle in BUILT_IN):
+        raise UsageError("--into-bundle writes into a bundle, and the built-in ones stay as they are. Copy it first")
     toolkit, cache = TensorRT(job.target), cache or EngineCache()
     places = _places(job)
     console.start_stage("load")
-    built = []
+    built, cards = [], []
     with open_bundle(job.bundle) as bundle:
         precisions = {name: _precision(bundle.manifest, name, job.variant) for name in bundle.manifest.components}
         frames, height, width = _sizes(bundle.manifest, job)
@@ -68,8 +77,12 @@ def build(job: BuildJob, console: Console, cache: EngineCache | None = None) -> 
             for place in places:
                 console.start_stage(f"{component}, sm{place.capability}")
                 card, new = _obtain(cache, bundle, component, precisions[component], axes, toolkit, place, job, console)
+                cards.append(card)
                 path = None if job.output is None else _put(cache, card, Path(job.output), job.force)
                 built.append(described(card) | {"built": new, "file": path, "bundle_sha256": bundle.digest})
+        if job.into_bundle:
+            console.start_stage("write")
+            write_engines(bundle, cards, cache)
     console.end_stage()
     return built
 
@@ -87,8 +100,8 @@ def described(card: Card) -> dict[str, Any]:
         "sha256": card.sha256,
         "activation_bytes": card.activation_bytes,
         "weight_bytes": card.weight_bytes,
-        "layers": len(card.layers),
-        "fused_attention": sum("mha" in layer for layer in card.layers),
+        "layers": card.layers,
+        "fused_attention": card.fused_attention,
     }
 
 
@@ -160,12 +173,58 @@ def _obtain(
     return cache.obtain(wanted, axes, axes, make)
 
 
-def _put(cache: EngineCache, card: Card, folder: Path, force: bool) -> str:
-    """Copy an engine out of the cache; returns where to."""
+def write_engines(bundle: Bundle, cards: Sequence[Card], cache: EngineCache) -> None:
+    """The bundle again, with these engines in it; one for the same GPU and sizes is replaced."""
+    entries = {_place(engine): engine for engine in bundle.manifest.engines}
+    plans: dict[str, Card] = {}
+    for card in cards:
+        file = f"engines/{_file_name(card)[: -len('.engine')]}.{card.name[-8:]}.engine"
+        plans[file] = card
+        entry = _entry(card, file)
+        entries[_place(entry)] = entry
+    kept = {entry.file for entry in entries.values()}
+    gone = {engine.file for engine in bundle.manifest.engines} - kept
+    with BundleWriter(bundle.path, force=True) as writer:
+        for name in bundle.manifest.files:
+            if name not in plans and name not in gone:
+                bundle.copy(name, writer.file(name))
+        for file, card in plans.items():
+            writer.file(file).write_bytes(_plan(cache, card))
+        engines = tuple(sorted(entries.values(), key=lambda entry: entry.file))
+        writer.save(msgspec.structs.replace(bundle.manifest, engines=engines))
+
+
+def _entry(card: Card, file: str) -> Engine:
+    return Engine(
+        file=file,
+        **msgspec.structs.asdict(card.origin),
+        axes=dict(card.axes),  # type: ignore[arg-type]
+        activation_bytes=card.activation_bytes,
+        weight_bytes=card.weight_bytes,
+        layers=card.layers,
+        fused_attention=card.fused_attention,
+    )
+
+
+def _place(engine: Engine) -> tuple[object, ...]:
+    """What an engine is for: of two with the same, the later one counts."""
+    return engine.component, engine.precision, engine.capability, engine.device, tuple(sorted(engine.axes.items()))
+
+
+def _plan(cache: EngineCache, card: Card) -> bytes:
     plan = cache.read(card)
     if plan is None:
         raise EngineError(f"{card.name} in {cache.folder} was altered since it was written. Run the same command again")
-    path = folder / f"{card.origin.component}.{card.origin.precision}.sm{card.origin.capability}.engine"
+    return plan
+
+
+def _file_name(card: Card) -> str:
+    return f"{card.origin.component}.{card.origin.precision}.sm{card.origin.capability}.engine"
+
+
+def _put(cache: EngineCache, card: Card, folder: Path, force: bool) -> str:
+    """Copy an engine out of the cache; returns where to."""
+    plan, path = _plan(cache, card), folder / _file_name(card)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(str(path), plan, force=force)
     return str(path)

@@ -24,7 +24,8 @@ _PLAIN_WIDTH = 160  # columns where stdout is no terminal: wide enough that no f
 
 def manifest_text(manifest: Manifest) -> str:
     """A bundle's facts and its components, for people."""
-    return rendered(_facts(_manifest_facts(manifest)), _components(manifest))
+    tables = [_components(manifest), *([_engines(manifest)] if manifest.engines else [])]
+    return rendered(_facts(_manifest_facts(manifest)), *tables)
 
 
 def doctor_text(report: Mapping[str, Any]) -> str:
@@ -102,6 +103,27 @@ def _components(manifest: Manifest) -> Table:
     for name, component in manifest.components.items():
         for precision, variant in component.variants.items():
             table.add_row(*(Text(escape(cell)) for cell in (name, precision, *_figures(manifest, variant))))
+    return table
+
+
+def _engines(manifest: Manifest) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("engine", "precision", "for", "size", "activations", "layers", "fused attention", "axes", "builder"):
+        table.add_column(title)
+    for engine in manifest.engines:
+        axes = ", ".join(f"{axis} {a}" if a == b else f"{axis} {a}–{b}" for axis, (a, b) in engine.axes.items())
+        cells = (
+            engine.component,
+            engine.precision,
+            f"sm{engine.capability}" + (f" ({engine.device})" if engine.device else ""),
+            _size(manifest.files[engine.file].size),
+            _size(engine.activation_bytes),
+            str(engine.layers),
+            str(engine.fused_attention),
+            axes,
+            engine.builder,
+        )
+        table.add_row(*(Text(escape(cell)) for cell in cells))
     return table
 
 

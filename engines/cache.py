@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from kinograph.engines.protocol import Axes, Contents
     from kinograph.engines.tensorrt import Built
 
-__all__ = ["CACHE_VARIABLE", "Card", "EngineCache", "Origin", "cache_folder", "origin"]
+__all__ = ["CACHE_VARIABLE", "Card", "EngineCache", "Origin", "bundled", "cache_folder", "origin"]
 
 CACHE_VARIABLE = "KINOGRAPH_CACHE"
 _LIMIT = 64 << 30  # bytes of engines: those of a few large models
 _CARD, _ENGINE, _COMPILED, _LOCK = ".json", ".engine", ".compiled", ".lock"
+_FUSED = "_gemm_mha"  # in the name of a layer that does attention in one kernel
 _OTHERS = 0o022  # who may write, besides the owner
 
 
@@ -55,7 +56,10 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known of an engine: its origin, sizes, bytes, sha256, and what its builder said of it."""
+    """What is known of an engine: its origin, sizes, bytes, sha256, and what its builder said of it.
+
+    `fused_attention` counts the attentions that one kernel does; `file` is its name in the bundle that it came with.
+    """
 
     origin: Origin
     axes: dict[str, tuple[int, int]]
@@ -63,7 +67,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: str
     activation_bytes: int
     weight_bytes: int
-    layers: tuple[str, ...] = ()
+    layers: int
+    fused_attention: int
+    file: str | None = None
 
     def takes(self, axes: Axes) -> bool:
         """Whether it was built for all these sizes."""
@@ -82,7 +88,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             sha256=hashlib.sha256(built.plan).hexdigest(),
             activation_bytes=built.activation_bytes,
             weight_bytes=built.weight_bytes,
-            layers=built.layers,
+            layers=len(built.layers),
+            fused_attention=sum(_FUSED in layer for layer in built.layers),
         )
 
     @property
@@ -119,6 +126,35 @@ def origin(
         kinograph=version("kinograph"),
         device=device,
     )
+
+
+def bundled(contents: Contents, wanted: Origin, axes: Axes) -> Card | None:
+    """The narrowest engine of that origin that came with the bundle and takes these sizes, or None."""
+    found = []
+    for engine in contents.engines:
+        own = Origin(
+            component=engine.component,
+            precision=engine.precision,
+            sources=engine.sources,
+            builder=engine.builder,
+            capability=engine.capability,
+            kinograph=engine.kinograph,
+            device=engine.device,
+        )
+        card = Card(
+            origin=own,
+            axes={str(axis): size for axis, size in engine.axes.items()},
+            bytes=contents.map(engine.file).size,
+            sha256=contents.sha256(engine.file),
+            activation_bytes=engine.activation_bytes,
+            weight_bytes=engine.weight_bytes,
+            layers=engine.layers,
+            fused_attention=engine.fused_attention,
+            file=engine.file,
+        )
+        if own == wanted and card.takes(axes):
+            found.append(card)
+    return min(found, key=lambda card: card.width, default=None)
 
 
 def cache_folder() -> Path:
@@ -211,9 +247,20 @@ class EngineCache:
 
     def keep_compiled(self, card: Card, builder: str, data: bytes) -> None:
         """Keep what was compiled; where it cannot be, it is compiled again the next time."""
-        with contextlib.suppress(OSError):
-            if self._path(card, _CARD).exists() and self.compiled(card, builder) != data:
+        with contextlib.suppress(OSError, EngineError):
+            there = bool(card.file) or self._path(card, _CARD).exists()
+            if there and self.compiled(card, builder) != data:
+                self._make()
                 self._replace(self._path(card, _COMPILED), hashlib.sha256(builder.encode()).digest() + data)
+
+    def clean(self) -> list[Card]:
+        """Forget every engine, and whatever was compiled of those in bundles; returns what there was."""
+        cards = self.cards()
+        for card in cards:
+            self.remove(card)
+        for path in self.folder.glob(f"*{_COMPILED}"):
+            path.unlink(missing_ok=True)
+        return cards
 
     def remove(self, card: Card) -> None:
         """Forget an engine; one that is not there is no matter."""

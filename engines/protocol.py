@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from kinograph import manifest
     from kinograph.engines.footprint import Footprint
     from kinograph.manifest import Component, Tensor
 
@@ -95,6 +96,11 @@ class Contents(Protocol):
 
     def sha256(self, name: str) -> str:
         """The sha256 of a file."""
+        ...
+
+    @property
+    def engines(self) -> tuple[manifest.Engine, ...]:
+        """Engines that were built beforehand."""
         ...
 
 

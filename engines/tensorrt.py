@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from kinograph.engines.needs import check_capability
+from kinograph.engines.needs import check_capability, runs_on
+from kinograph.engines.rewrites.attention16 import attention_to_16_bits
 from kinograph.engines.rewrites.symmetric import affine_to_symmetric, biases_to_float
 from kinograph.engines.rewrites.table import dequantise_tables
 from kinograph.engines.tensorrt_module import NAMES, RTX, find_module, listening
@@ -80,7 +81,8 @@ def build(
     # version 11 knows no other networks than strongly typed ones
     typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
-    weights = _parse(trt, network, logger, contents, variant)
+    quantised = variant.quality is not None and runs_on("bf16", capability)
+    weights = _parse(trt, network, logger, contents, variant, quantised=quantised)
     _take_attention_apart(trt, network)
     config = builder.create_builder_config()
     if target == RTX:
@@ -124,13 +126,15 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _parse(trt: Any, network: Any, logger: Any, contents: Contents, variant: Variant) -> Any:
+def _parse(trt: Any, network: Any, logger: Any, contents: Contents, variant: Variant, *, quantised: bool) -> Any:
     """Read a variant's graph into a network; returns its weights, which must live until the engine is built."""
     model = ir.from_proto(onnx.load_model_from_string(contents.read(variant.graph)))
     weights = map_weights(model, contents, variant)
     affine_to_symmetric(model, weights)
     biases_to_float(model, weights)
     dequantise_tables(model, weights)
+    if quantised:
+        attention_to_16_bits(model, weights)
     RemoveUnusedNodesPass()(model)
     parser = trt.OnnxParser(network, logger)
     loaded = parser.load_model_proto(ir.to_proto(model).SerializeToString())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from kinograph.engines.cache import Card, EngineCache, Origin, origin
+from kinograph.engines.cache import Card, EngineCache, Origin, bundled, origin
 from kinograph.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTable
 from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.launch import LONGEST, Launcher
@@ -67,7 +67,7 @@ class TensorRTDevice:
     def prepare(self, bundle: Contents, precisions: Mapping[str, str], axes: Mapping[str, Axes]) -> Iterator[str]:
         self._axes = dict(axes)
         for component, sizes in axes.items():
-            if self.cache.find(self._origin(bundle, component, precisions[component]), sizes) is None:
+            if self._find(bundle, component, precisions[component], sizes) is None:
                 yield f"{component} ({precisions[component]})"
                 self.card(bundle, component, precisions[component], sizes)
 
@@ -84,7 +84,7 @@ class TensorRTDevice:
     def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
         """By the engine's own account where there is one, and else by the graph's."""
         needed = {axis: (size, size) for axis, size in sizes.items()}
-        card = self.cache.find(self._origin(bundle, component, precision), needed)
+        card = self._find(bundle, component, precision, needed)
         if card is not None:
             return Footprint(card.weight_bytes or card.bytes, card.activation_bytes)
         variant = bundle.component(component).variants[precision]
@@ -111,7 +111,10 @@ class TensorRTDevice:
         self.close()
 
     def card(self, bundle: Contents, component: str, precision: str, needed: Axes) -> Card:
-        """The cached engine for these sizes, which is built where there is none."""
+        """The bundle's or the cached engine for these sizes, which is built where there is none."""
+        wanted = self._origin(bundle, component, precision)
+        if (found := bundled(bundle, wanted, needed)) is not None:
+            return found
         planned = self._axes.get(component, needed)
         axes = planned if _within(needed, planned) else needed
 
@@ -120,13 +123,13 @@ class TensorRTDevice:
                 bundle, component, precision, capability=self.gpu.capability, axes=axes, progress=self._progress
             )
 
-        return self.cache.obtain(self._origin(bundle, component, precision), needed, axes, build)[0]
+        return self.cache.obtain(wanted, needed, axes, build)[0]
 
     def load(self, bundle: Contents, component: str, precision: str, needed: Axes) -> tuple[Card, Plan]:
         """An engine for these sizes, on the GPU. One that is not what its card says is built again."""
         for _ in range(2):
             card = self.card(bundle, component, precision, needed)
-            plan = self.cache.read(card)
+            plan = bundle.read(card.file) if card.file else self.cache.read(card)
             if plan is not None:
                 return card, self.toolkit.load(plan, self.cache.compiled(card, self.backend))
         raise EngineError(
@@ -137,6 +140,10 @@ class TensorRTDevice:
     def forget(self, engine: TensorRTEngine) -> None:
         """Forget an engine that was closed."""
         self._open.remove(engine)
+
+    def _find(self, bundle: Contents, component: str, precision: str, sizes: Axes) -> Card | None:
+        wanted = self._origin(bundle, component, precision)
+        return bundled(bundle, wanted, sizes) or self.cache.find(wanted, sizes)
 
     def _progress(self, phase: str, done: int, total: int) -> None:
         if self.on_build is not None:

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from kinograph.engines.rewrites.attention import attention_to_multi_head
+from kinograph.engines.rewrites.attention16 import attention_to_16_bits
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
@@ -153,3 +154,29 @@ def test_int8_weights_without_a_zero_point_compute_exactly() -> None:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     assert np.allclose(session.run(None, {"x": x})[0], x @ weight)
+
+
+def test_attention_of_a_quantised_graph_is_done_in_16_bits() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["" : 23]>
+        g (float[2,5,16] q, float[2,7,16] k, float[2,7,16] v) => (float[2,5,16] y) {
+            x = Attention <q_num_heads = 2, kv_num_heads = 2> (q, k, v)
+            y = Relu (x)
+        }"""
+    )
+    for value in (node.outputs[0] for node in model.graph):
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape((2, 5, 16))
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.normal(size=(2, n, 16)).astype(np.float32) for name, n in (("q", 5), ("k", 7), ("v", 7))}
+    expected = run(model, inputs)
+    attention_to_16_bits(model, {})
+    assert operators(model) == ["Cast", "Cast", "Cast", "Attention", "Cast", "Relu"]
+    assert model.graph[3].outputs[0].dtype == ir.DataType.BFLOAT16
+    for node in model.graph:  # float16 stands in for bfloat16, which the CPU has no attention for
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.BFLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+    model.graph[3].outputs[0].dtype = ir.DataType.FLOAT16
+    assert np.abs(run(model, inputs) - expected).max() < 3e-3
+    unchanged = attention("", "")  # its output is the graph's
+    attention_to_16_bits(unchanged, {})
+    assert operators(unchanged) == ["Attention"]

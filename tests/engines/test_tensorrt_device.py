@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 import kinograph
+from kinograph.console.build import write_engines
 from kinograph.engines.cache import EngineCache
 from kinograph.engines.fake_gpu import FakeGpu
 from kinograph.engines.fake_tensorrt import FakeToolkit
 from kinograph.engines.ort import OrtDevice
 from kinograph.engines.tensorrt_device import TensorRTDevice
-from kinograph.errors import KinographError, MemoryLimitError
-from kinograph.runtime.locate import open_bundle
+from kinograph.errors import BundleError, KinographError, MemoryLimitError
+from kinograph.runtime.locate import open_bundle, starter_bundle
 from kinograph.runtime.pipeline import Pipeline
 
 REQUEST = kinograph.Request(prompt="a red ball moves left", num_frames=5, num_inference_steps=4, seed=3)
@@ -26,9 +30,11 @@ REQUEST = kinograph.Request(prompt="a red ball moves left", num_frames=5, num_in
 class Rig:
     """A pipeline on a fake GPU, with everything that a test looks at."""
 
-    def __init__(self, folder: Path, *, computes: bool = True, total: int = 1 << 30, **options: object) -> None:
+    def __init__(
+        self, folder: Path, *, path: Path | None = None, computes: bool = True, total: int = 1 << 30, **options: object
+    ) -> None:
         self.gpu = FakeGpu(total)
-        bundle = open_bundle(None)
+        self.bundle = bundle = open_bundle(None if path is None else str(path))
         self.toolkit = FakeToolkit(self.gpu, bundle, computes=computes)
         self.cache = EngineCache(folder)
         self.device = TensorRTDevice(self.gpu, self.toolkit, self.cache, **{"longest": 60.0, **options})
@@ -170,3 +176,63 @@ def test_more_videos_take_no_more_memory_than_one(tmp_path: Path) -> None:
         for seed in range(20):
             rig.frames(msgspec.structs.replace(REQUEST, seed=seed))
         assert rig.device.memory.held == held
+
+
+@pytest.fixture
+def carrying(tmp_path: Path) -> Path:
+    """A copy of the starter with its engines in it."""
+    path = tmp_path / "starter"
+    shutil.copytree(starter_bundle(), path)
+    with rigged(tmp_path / "built", path=path, computes=False) as rig:
+        rig.frames()
+        cards = rig.cache.cards()
+        write_engines(rig.bundle, cards, rig.cache)
+        write_engines(rig.bundle, cards, rig.cache)  # again is as good as once
+    assert len(cards) == 4
+    return path
+
+
+def test_engines_in_the_bundle_need_no_building(tmp_path: Path, carrying: Path, expected: np.ndarray) -> None:
+    with rigged(tmp_path / "empty", path=carrying) as rig:
+        assert len(rig.bundle.manifest.engines) == 4
+        assert np.array_equal(rig.frames(), expected)
+        assert rig.toolkit.built == []
+        rig.frames(msgspec.structs.replace(REQUEST, num_frames=9))
+        assert rig.toolkit.built, "those in the bundle take five frames alone"
+
+
+def test_engines_of_another_builder_or_graph_are_passed_over(tmp_path: Path, carrying: Path) -> None:
+    document = json.loads((carrying / "bundle.json").read_text())
+    for engine, other in zip(document["engines"], ("builder", "sources", "capability", "kinograph"), strict=True):
+        engine[other] = {"builder": "TensorRT 1", "sources": "0" * 64, "capability": 86, "kinograph": "9"}[other]
+    (carrying / "bundle.json").write_text(json.dumps(document))
+    with rigged(tmp_path / "empty", path=carrying, computes=False) as rig:
+        rig.frames()
+        assert len(rig.toolkit.built) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda engine: engine.update(file="engines/other.engine"), "is not in files"),
+        (lambda engine: engine.update(file="tokenizer.json"), "ends in .engine"),
+        (lambda engine: engine.update(precision="int3"), "in int3"),
+        (lambda engine: engine["axes"].update(H=[9, 8]), "the least size first"),
+        (lambda engine: engine["axes"].update(Q=[1, 1]), "axes.Q"),
+    ],
+)
+def test_a_bundle_whose_engines_do_not_fit_is_refused(carrying: Path, change: Any, message: str) -> None:
+    document = json.loads((carrying / "bundle.json").read_text())
+    change(document["engines"][0])
+    (carrying / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=message):
+        open_bundle(str(carrying))
+
+
+def test_an_engine_that_was_altered_is_refused_with_its_bundle(carrying: Path) -> None:
+    engine = next((carrying / "engines").iterdir())
+    data = bytearray(engine.read_bytes())
+    data[0] ^= 1
+    engine.write_bytes(data)
+    with pytest.raises(BundleError, match=engine.name):
+        open_bundle(str(carrying))

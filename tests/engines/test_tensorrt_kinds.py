@@ -15,7 +15,13 @@ from kinograph.console.build import BuildJob, build
 from kinograph.engines.cache import EngineCache
 
 # Which generation a precision is built for: all pairs would take an hour, and the graph is the same for each.
-_PAIRS = [("i2v", "bf16", 89), ("ti2v", "bf16", 120), ("t2v-a14b", "fp16", 86)]
+_PAIRS = [
+    ("t2v", "bf16", 120),
+    ("i2v", "bf16", 89),
+    ("ti2v", "fp16", 86),
+    ("t2v-a14b", "fp16", 89),
+    ("i2v-a14b", "bf16", 86),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +82,20 @@ def test_quantised_variants_build(
     assert {(engine["precision"], engine["compute_capability"]) for engine in built} >= {
         (precision, capability) for capability in capabilities
     }
+    assert all(engine["fused_attention"] for engine in built if engine["component"] == "step")
+
+
+def test_engines_go_into_the_bundle(
+    tmp_path: Path, quantised: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINOGRAPH_CACHE", str(tmp_path))
+    assert main(["build", str(quantised), "--sm", "89", "--variant", "int8", "--into-bundle", "-q"]) == 0
+    assert main(["verify", str(quantised)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(quantised)]) == 0
+    assert "fused attention" in capsys.readouterr().out
+    assert main(["build", "--sm", "89", "--into-bundle", "-q"]) == 2
+    assert "Copy it first" in capsys.readouterr().err
 
 
 def test_what_a_gpu_cannot_compute_is_refused(
