@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from kinograph.runtime.locate import starter_bundle
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +41,22 @@ def tiny_bundle(
 
         path = root / f"{kind}-{precision}"
         export(tiny_checkpoint(kind), path, ExportOptions(precision=precision, name=kind))  # type: ignore[arg-type]
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def starter_copy() -> Callable[..., Path]:
+    """Makes copies of a starter whose videos are shorter unless asked otherwise, so that tests take seconds."""
+
+    def make(path: Path, *, name: str = "starter", size: int | None = None, frames: int = 17) -> Path:
+        shutil.copytree(starter_bundle(name), path)
+        document = json.loads((path / "bundle.json").read_text())
+        size = size or document["defaults"]["width"]
+        document["defaults"] |= {"width": size, "height": size, "num_frames": frames}
+        document.pop("speeds", None)
+        (path / "bundle.json").write_text(json.dumps(document))
         return path
 
     return make

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from kinograph.calibration.quality import Bars, psnr, ssim
 from kinograph.cli import main
 from kinograph.console.judges import JUDGES
 from kinograph.errors import NumericError, RequestError, UsageError
-from kinograph.runtime.locate import find_bundle
 
 QUICK = CalibrationOptions(runs=3, videos=1, scan=False)
 WHOLE = CalibrationOptions(runs=6, videos=2, judged=3)  # passes
@@ -30,9 +29,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    path = tmp_path_factory.mktemp("calibrated") / "starter"
-    shutil.copytree(find_bundle(None), path)
+def calibrated(tmp_path_factory: pytest.TempPathFactory, starter_copy: Callable[..., Path]) -> tuple[Path, Report]:
+    path = starter_copy(tmp_path_factory.mktemp("calibrated") / "starter", name="starter-few-steps")
     return path, calibrate(path, WHOLE, silent, JUDGES)
 
 
@@ -56,26 +54,26 @@ def test_it_generates_by_name_and_by_itself(calibrated: tuple[Path, Report]) -> 
     videos = {}
     for variant in ("fp32", "int8", None):
         with kinograph.load(path, device="cpu", variant=variant) as pipe:
-            videos[variant] = pipe(PROMPT, num_inference_steps=8, seed=3)
+            videos[variant] = pipe(PROMPT, seed=3)
     assert videos[None].metadata["variant"] == "int8"
     assert np.array_equal(videos[None].frames, videos["int8"].frames)
     assert psnr(videos["fp32"].frames, videos["int8"].frames) > 25
 
 
-def test_the_same_calibration_gives_the_same_bytes(calibrated: tuple[Path, Report], tmp_path: Path) -> None:
+def test_the_same_calibration_gives_the_same_bytes(
+    calibrated: tuple[Path, Report], tmp_path: Path, starter_copy: Callable[..., Path]
+) -> None:
     path, _ = calibrated
-    again = tmp_path / "starter"
-    shutil.copytree(find_bundle(None), again)
+    again = starter_copy(tmp_path / "starter", name="starter-few-steps")
     calibrate(again, WHOLE, silent, JUDGES)
     with Bundle.open(path) as one, Bundle.open(again) as other:
         assert one.manifest.files == other.manifest.files
 
 
 def test_a_variant_that_misses_its_gate_is_not_written(
-    calibrated: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter_copy: Callable[..., Path]
 ) -> None:
-    path = tmp_path / "starter"
-    shutil.copytree(find_bundle(None), path)
+    path = starter_copy(tmp_path / "starter", name="starter-few-steps")
     monkeypatch.setattr(compare, "Bars", lambda: Bars(psnr_db=119.0))
     before = (path / "bundle.json").read_bytes()
     with pytest.raises(NumericError, match=r"missed its gate and was not written: .*PSNR .* expected at least 119"):
@@ -95,15 +93,14 @@ def test_what_cannot_be_done_is_said_before_any_work(calibrated: tuple[Path, Rep
         calibrate(path, replace(QUICK, recipe="int3"), silent)
     with pytest.raises(RequestError, match=r"prompt 2 cannot be used: the prompt has \d+ tokens"):
         calibrate(path, replace(QUICK, force=True, prompts=(PROMPT, "x" * 400)), silent)
-    with pytest.raises(UsageError, match="1 of 2 prompts can be used with starter; expected at least 2 different ones"):
+    with pytest.raises(UsageError, match="1 of 2 prompts can be used with starter-few-steps; expected at least 2 different ones"):
         calibrate(path, replace(QUICK, force=True, prompts=(PROMPT, PROMPT)), silent)
     with pytest.raises(UsageError, match="0 runs and 1 videos: expected at least one of each"):
         calibrate(path, replace(QUICK, force=True, runs=0), silent)
 
 
-def test_command_line(calibrated: tuple[Path, Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "starter"
-    shutil.copytree(find_bundle(None), path)
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], starter_copy: Callable[..., Path]) -> None:
+    path = starter_copy(tmp_path / "starter", name="starter-few-steps")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\na small yellow star circles in the night sky, neon style\n")
     options = ["--prompts", str(prompts), "--videos", "1", "--no-scan", "--judged", "2", "--quiet", "--force"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from kinograph.bundle import Bundle
 from kinograph.calibration import CalibrationOptions, calibrate, scan
 from kinograph.calibration.journal import Arrays, open_journal
 from kinograph.errors import OutputError, UsageError
-from kinograph.runtime.locate import find_bundle
 
 OPTIONS = CalibrationOptions(runs=3, videos=1)
 
@@ -30,9 +29,8 @@ def few_moments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    shutil.copytree(find_bundle(None), tmp_path / "starter")
-    return tmp_path / "starter"
+def path(tmp_path: Path, starter_copy: Callable[..., Path]) -> Path:
+    return starter_copy(tmp_path / "starter", name="starter-few-steps")
 
 
 def journal_of(path: Path) -> Path:

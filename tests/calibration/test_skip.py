@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,6 @@ from kinograph.calibration.quality import LEVELS, Bars
 from kinograph.calibration.skip import Products, best_choices
 from kinograph.cli import main
 from kinograph.errors import NumericError, RequestError, UsageError
-from kinograph.runtime.locate import find_bundle
 
 QUICK = CalibrationOptions(runs=3, videos=1, skip=("fast",))
 PROMPT = "a large red ball moves left on a plain navy background, flat style"
@@ -87,9 +86,8 @@ def test_guidance_stays_where_it_matters() -> None:
 
 
 @pytest.fixture(scope="module")
-def sped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sped") / "starter"
-    shutil.copytree(find_bundle(None), path)
+def sped(tmp_path_factory: pytest.TempPathFactory, starter_copy: Callable[..., Path]) -> Path:
+    path = starter_copy(tmp_path_factory.mktemp("sped") / "starter")
     found = find_speeds(path, replace(QUICK, force=True), silent)
     assert found["fast"].rows < found["fast"].every_row / 2
     assert found["fast"].psnr_db >= LEVELS["fast"].psnr_db and found["fast"].ssim >= LEVELS["fast"].ssim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,13 @@ QUICK = {"num_inference_steps": 4, "guidance_scale": 1.0}
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Pipeline:
-    with kinograph.load(device="cpu", variant="fp32") as opened:
+def bundle(tmp_path_factory: pytest.TempPathFactory, starter_copy: Callable[..., Path]) -> Path:
+    return starter_copy(tmp_path_factory.mktemp("bundle") / "starter")
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle: Path) -> Pipeline:
+    with kinograph.load(bundle, device="cpu", variant="fp32") as opened:
         yield opened
 
 
@@ -59,7 +65,7 @@ def test_windows_can_be_longer(pipe: Pipeline) -> None:
 
 
 def test_a_film_is_continued_and_led_to(pipe: Pipeline, film: Path) -> None:
-    given = np.stack(list(read_clip(film, width=64, height=64, fps=8, how="crop")))
+    given = np.stack(list(read_clip(film, width=128, height=128, fps=16, how="crop")))
     after = frames_of(pipe, Request(prompt=STILL, before=str(film), **QUICK))
     assert len(after) == 17 + 12 and np.array_equal(after[:12], given[:12])  # the last five fade
     before = frames_of(pipe, Request(prompt=STILL, after=str(film), num_frames=13, **QUICK))
@@ -82,7 +88,7 @@ def test_a_loop_leads_back(pipe: Pipeline) -> None:
 
 
 def test_a_film_is_made_anew(pipe: Pipeline, film: Path) -> None:
-    given = np.stack(list(read_clip(film, width=64, height=64, fps=8, how="crop"))).astype(float)
+    given = np.stack(list(read_clip(film, width=128, height=128, fps=16, how="crop"))).astype(float)
     green = "a large green ball stays still on a plain navy background, flat style"
     apart = {}
     for strength in (0.2, 0.9):
