@@ -47,7 +47,7 @@ _VAE_22: dict[str, Any] = {
     "latents_mean": [0.0] * 48,
     "latents_std": [1.0] * 48,
 }
-_UMT5_XXL: dict[str, Any] = {
+UMT5_XXL: dict[str, Any] = {
     "vocab_size": 256384,
     "d_model": 4096,
     "d_kv": 64,
@@ -75,8 +75,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_checkpoint(size: str, folder: Path, distinct: int) -> None:
-    """A checkpoint of `size` in diffusers layout; the tokenizer is the tiny one."""
+def write_checkpoint(size: str, folder: Path, distinct: int, text: Mapping[str, Any] = UMT5_XXL) -> None:
+    """A checkpoint of `size` in diffusers layout; the tokenizer is the tiny one, `text` its encoder's configuration."""
     residual = size == "wan2.2-5b"
     save_tiny_checkpoint("ti2v" if residual else "t2v", folder)
     for name in ("transformer", "vae", "text_encoder"):
@@ -85,7 +85,7 @@ def write_checkpoint(size: str, folder: Path, distinct: int) -> None:
         models: dict[str, Any] = {
             "transformer": WanTransformer3DModel(**_TRANSFORMER, **SIZES[size]),
             "vae": AutoencoderKLWan(**(_VAE_22 if residual else {})),
-            "text_encoder": UMT5EncoderModel(UMT5Config(**_UMT5_XXL)),
+            "text_encoder": UMT5EncoderModel(UMT5Config(**text)),
         }
     UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0 if residual else 3.0

@@ -34,7 +34,7 @@ def run(label: str, *arguments: str) -> None:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             break
-        held = max(held, _anonymous(process.pid))
+        held = max(held, anonymous(process.pid))
         time.sleep(_SAMPLED)
     if status:
         raise SystemExit(f"{label} failed")
@@ -42,7 +42,8 @@ def run(label: str, *arguments: str) -> None:
     print(f"{label:24} {seconds:8.0f} s   held {held / 1e9:6.2f} GB   peak {peak:6.2f} GB", flush=True)
 
 
-def _anonymous(pid: int) -> int:
+def anonymous(pid: int) -> int:
+    """Bytes that a process keeps of its own, besides files that it has mapped."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
