@@ -336,7 +336,9 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 @kinograph.command()
 @click.argument("bundle")
 @click.option(
-    "--recipe", type=click.Choice(["int8", "fp8"]), help="What to quantise to.  [default: int8, or nothing with --skip]"
+    "--recipe",
+    type=click.Choice(["int8", "fp8", "int4-weights"]),
+    help="What to quantise to.  [default: int8, or nothing with --skip]",
 )
 @click.option(
     "--skip",

@@ -78,9 +78,8 @@ def main() -> None:
     if options.build is not None:
         build_one(options.build, options.component, options.sm, (width, height), options.frames)
         return
-    print(
-        f"| bf16, sm{options.sm}, {options.size}, {options.frames} frames | seconds | held | peak | engine | activations |"
-    )
+    what = f"bf16, sm{options.sm}, {options.size}, {options.frames} frames"
+    print(f"| {what} | seconds | held | peak | engine | activations |")
     print("|---|---:|---:|---:|---:|---:|")
     for size in options.sizes:
         checkpoint, bundle = options.folder / f"{size}-checkpoint", options.folder / size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -67,10 +67,13 @@ class Report:
 class Exam:
     """What a variant is held against: prompts and noise, embedded by the float text encoder and by the variant's.
 
-    `judged` are those of the judge's own prompts, from the first on, if there is a judge.
+    `told` is what the variant's steps and the control's are told where velocities are compared: the float prompts,
+    unless it is the text encoder alone that was quantised. `judged` are those of the judge's own prompts, if there is
+    a judge.
     """
 
     starts: tuple[Sequence[Start], Sequence[Start]]
+    told: tuple[Sequence[Start], Sequence[Start]]
     judge: Judge | None
     judged: tuple[Sequence[Start], Sequence[Start]]
 
@@ -89,8 +92,8 @@ def compare(
     """
     quantised, control = (one.trial(loop.bundle) for one in drafts)
     moments = loop.reference(exam.starts[0], progress)
-    velocity = _velocities(loop, quantised, moments)
-    control_db = _velocities(loop, control, moments)
+    velocity = _velocities(loop, quantised, moments, exam.told[0])
+    control_db = _velocities(loop, control, moments, exam.told[1])
     count = len(exam.starts[0])
     with _videos(loop, loop.bundle) as before:
         originals = before.all([*exam.starts[0], *exam.judged[0]], "compare float", progress)
@@ -122,9 +125,11 @@ def compare(
     return report, pairs
 
 
-def _velocities(loop: Loop, bundle: Contents, moments: Sequence[Moment]) -> dict[float, float]:
-    """The velocity's signal-to-noise ratio in dB by timestep, the mean over moments."""
+def _velocities(loop: Loop, bundle: Contents, moments: Sequence[Moment], told: Sequence[Start]) -> dict[float, float]:
+    """The velocity's signal-to-noise ratio in dB by timestep, the mean over moments, in the order of `told`."""
     found: dict[float, list[float]] = {}
+    each = len(moments) // len(told)
+    moments = [replace(moment, start=told[number // each]) for number, moment in enumerate(moments)]
     for name in dict.fromkeys(expert.component for expert in loop.bundle.manifest.experts):
         own = [moment for moment in moments if loop.expert(moment.step).component == name]
         if not own:

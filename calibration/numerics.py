@@ -19,6 +19,7 @@ import numpy.typing as npt
 from kinograph.errors import NumericError
 
 __all__ = [
+    "BLOCK_LEAST",
     "FLOATS",
     "INTEGERS",
     "Affine",
@@ -27,6 +28,8 @@ __all__ = [
     "Numbers",
     "Weight",
     "affine",
+    "block_scales",
+    "block_values",
     "dequantised",
     "fake_quantised",
     "float8",
@@ -44,6 +47,8 @@ _LARGEST_WEIGHT = 127
 _LEVELS = 255
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 _LARGEST_E4M3 = 448.0
+_BLOCK_SHARES = (1.0, 0.95, 0.9, 0.875, 0.85, 0.8, 0.75)  # of the largest weight, that the largest step stands for
+BLOCK_LEAST, _BLOCK_MOST = -8, 7
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -160,6 +165,34 @@ def float8_weight(weight: Floats, axis: int) -> Weight:
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     steps = np.clip(weight / np.expand_dims(scale, others), -_LARGEST_E4M3, _LARGEST_E4M3)
     return Weight(steps.astype(_E4M3), scale, axis % weight.ndim)
+
+
+def block_scales(weight: Floats, size: int, *, search: bool = True) -> Floats:
+    """The scale of every block of `size` weights along the first axis, float32 [K / size, N] for a weight [K, N].
+
+    With `search` it is the one of several that gives the block the least squared error. A block of zeros has 1. Raises
+    NumericError where the weight holds NaN or infinity.
+    """
+    blocks = weight.reshape(-1, size, weight.shape[1])
+    largest = np.abs(blocks).max(axis=1)
+    if not np.isfinite(largest).all():
+        raise NumericError("a weight holds NaN or infinity and cannot be quantised. Export the checkpoint again.")
+    whole = np.where(largest > _BLOCK_MOST * _SMALLEST_SCALE, largest / _BLOCK_MOST, 1.0).astype(np.float32)
+    if not search:
+        return whole
+    best, least = whole, np.full(whole.shape, np.inf, np.float32)
+    for share in _BLOCK_SHARES:
+        scale = np.maximum(whole * np.float32(share), np.float32(_SMALLEST_SCALE))
+        steps = np.clip(np.rint(blocks / scale[:, None]), BLOCK_LEAST, _BLOCK_MOST)
+        error = np.square(steps * scale[:, None] - blocks).sum(axis=1)
+        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    return np.asarray(best, np.float32)
+
+
+def block_values(weight: Floats, scales: Floats) -> npt.NDArray[np.int8]:
+    """A weight [K, N], or some whole blocks of it with their scales, in steps from −8 to 7."""
+    each = np.repeat(scales, len(weight) // len(scales), axis=0)
+    return np.asarray(np.clip(np.rint(weight / each), BLOCK_LEAST, _BLOCK_MOST), np.int8)
 
 
 @dataclass(frozen=True)

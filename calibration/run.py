@@ -17,6 +17,8 @@ from kinograph.calibration.look import look, look_at_decoder
 from kinograph.calibration.loop import FLOAT, Loop, Start
 from kinograph.calibration.prompts import chosen_prompts
 from kinograph.calibration.recipes import RECIPES
+from kinograph.calibration.recipes.blocks import Blocks
+from kinograph.calibration.recipes.static import Static
 from kinograph.calibration.scan import scan, scan_decoder
 from kinograph.calibration.work import Work, best_precision, choose
 from kinograph.calibration.write import write
@@ -44,33 +46,49 @@ def run(
             text = best_precision(bundle.manifest, "text_encoder")
             starts = _starts(loop, [*looked, *held], text, journal, progress)
             seen, compared = starts[: len(looked)], starts[len(looked) :]
-            steps, latents = look(loop, seen, journal, progress)
-            decoder = look_at_decoder(loop, latents, journal, progress) if recipe.convolutions else {}
-            work = steps | decoder
-            for number, own in enumerate(work.values(), 1):
-                own.plan(recipe)
-                progress("plan", number, len(work))
-            if options.scan:
-                scan(loop, steps, seen[:2], journal, progress)
-                scan_decoder(loop, decoder, latents[0], journal, progress)
-            for name, own in work.items():
-                own.chosen = choose(own, _VELOCITY_DB if name in steps else _FRAMES_DB)
-            if text == FLOAT:
-                work["text_encoder"] = Work.on_weights(open_graph(bundle, "text_encoder", FLOAT))
+            if isinstance(recipe, Blocks):
+                steps: dict[str, Work] = {}
+                work = {"text_encoder": Work.on_weights(open_graph(bundle, "text_encoder", FLOAT), recipe)}
+            else:
+                steps, work = _planned(loop, recipe, options, seen, journal, progress)
+                if text == FLOAT:
+                    work["text_encoder"] = Work.on_weights(open_graph(bundle, "text_encoder", FLOAT))
             made = draft(bundle, work, options.recipe, journal.folder / "variant")
-            control = draft(bundle, steps, options.recipe, journal.folder / "control", control=True)
+            compared_with = steps or work
+            control = draft(bundle, compared_with, options.recipe, journal.folder / "control", control=True)
             others = loop.starts(held, text, made.trial(bundle), first_seed=len(looked))
+            told = (compared, compared)
+            if not steps:
+                told = (others, loop.starts(held, text, control.trial(bundle), first_seed=len(looked)))
             named = bundle.manifest.judge
             judge = judges[named]() if named and named in judges else None
             asked = judge.prompts(options.judged) if judge else []
             judged = loop.starts(asked, text), loop.starts(asked, text, made.trial(bundle))
-            exam = Exam((compared, others), judge, judged)
+            exam = Exam((compared, others), told, judge, judged)
             report, videos = compare(loop, work, (made, control), exam, options, progress)
             if not report.quality.passed and not options.force:
                 raise NumericError(why_not(report))
             write(bundle, path, made, report, page(bundle.manifest.name, report, videos), progress)
             journal.finish()
         return report
+
+
+def _planned(
+    loop: Loop, recipe: Static, options: CalibrationOptions, seen: list[Start], journal: Journal, progress: Progress
+) -> tuple[dict[str, Work], dict[str, Work]]:
+    """The steps, and those and the decoder, with what is to be quantised of them."""
+    steps, latents = look(loop, seen, journal, progress)
+    decoder = look_at_decoder(loop, latents, journal, progress) if recipe.convolutions else {}
+    work = steps | decoder
+    for number, own in enumerate(work.values(), 1):
+        own.plan(recipe)
+        progress("plan", number, len(work))
+    if options.scan:
+        scan(loop, steps, seen[:2], journal, progress)
+        scan_decoder(loop, decoder, latents[0], journal, progress)
+    for name, own in work.items():
+        own.chosen = choose(own, _VELOCITY_DB if name in steps else _FRAMES_DB)
+    return steps, work
 
 
 def _check(manifest: Manifest, options: CalibrationOptions) -> None:
@@ -80,8 +98,8 @@ def _check(manifest: Manifest, options: CalibrationOptions) -> None:
         raise UsageError(
             f"{manifest.name} makes videos from pictures, and only text-to-video can be calibrated so far."
         )
-    component = manifest.components[manifest.experts[0].component]
-    if options.recipe in component.variants and not options.force:
+    made = any(options.recipe in component.variants for component in manifest.components.values())
+    if made and not options.force:
         raise UsageError(f"{manifest.name} has a variant {options.recipe!r} already. Replace it with --force.")
 
 

@@ -15,18 +15,21 @@ import onnx_ir as ir
 
 from kinograph.bundle.weights import StreamedTensor
 from kinograph.calibration.layers import constant
-from kinograph.calibration.numerics import Weight, weight_scale, weight_values
+from kinograph.calibration.numerics import Weight, block_scales, block_values, weight_scale, weight_values
+from kinograph.calibration.recipes.blocks import Blocks
 
-__all__ = ["LaterWeight", "later_constant", "store_weights"]
+__all__ = ["LaterWeight", "later_constant", "store_blocks", "store_weights"]
 
 Floats = npt.NDArray[np.float32]
 
 _FEWEST = 2048  # elements: below, a scale for each channel and a node more outweigh what is saved
 _BLOCK = 1 << 24  # elements that are quantised at a time
+_MATRIX = 2
+_NIBBLE, _HALF = np.uint8(0x0F), np.uint8(4)
 
 
 class LaterWeight(StreamedTensor):
-    """A constant of 8 bits that is made when it is written; `make` gives it in pieces of rows."""
+    """A constant of 8 bits, or of 4 that are packed, made when it is written; `make` gives it in pieces of rows."""
 
     def __init__(
         self,
@@ -49,7 +52,10 @@ class LaterWeight(StreamedTensor):
             yield np.ascontiguousarray(block).view(np.uint8).data
 
     def _whole(self) -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate(list(self._make())), name=self.name)
+        data = np.concatenate(list(self._make()))
+        if self.dtype == ir.DataType.INT4:
+            return ir.PackedTensor(data, self.dtype, shape=self.shape, name=self.name)
+        return ir.tensor(data, name=self.name)
 
 
 def store_weights(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -75,6 +81,54 @@ def store_weights(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]]) -> N
                 model.graph.insert_before(node, back)
                 node.replace_input_with(index, back.outputs[0])
         del model.graph.initializers[name]
+
+
+def store_blocks(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]], recipe: Blocks) -> None:
+    """Put what products of `model` read of `weights` into 4 bits by blocks, in place, and the rest as `store_weights`.
+
+    Weights whose input channels do not divide into blocks are part of the rest.
+    """
+    for name, value in list(model.graph.initializers.items()):
+        weight, uses = weights.get(name), list(value.uses())
+        if weight is None or weight.size < _FEWEST or value.is_graph_output() or not uses:
+            continue
+        if {(use.node.op_type, use.node.domain, use.idx) for use in uses} != {("MatMul", "", 1)}:
+            continue
+        if weight.ndim != _MATRIX or len(weight) % recipe.size:
+            continue
+        found = [block_scales(part, recipe.size, search=recipe.search) for part in _parts(weight, recipe)]
+        scale = np.concatenate(found)
+        stored = later_constant(model, _later_blocks(f"{name}.int4", weight, scale, recipe))
+        scales = constant(model, f"{name}.scales", scale)
+        attributes = {"axis": 0, "block_size": recipe.size}
+        for node, index in uses:
+            back = ir.node("DequantizeLinear", [stored, scales], attributes, name=f"{node.name}.weight")
+            back.outputs[0].shape, back.outputs[0].dtype = ir.Shape(weight.shape), ir.DataType.FLOAT
+            model.graph.insert_before(node, back)
+            node.replace_input_with(index, back.outputs[0])
+        del model.graph.initializers[name]
+    store_weights(model, weights)
+
+
+def _parts(weight: Floats, recipe: Blocks) -> Iterator[Floats]:
+    """Whole blocks of a weight [K, N], as many as fit into memory at a time, and an even number of rows."""
+    rows = 2 * recipe.size * max(1, _BLOCK // (2 * recipe.size * weight.shape[1]))
+    for start in range(0, len(weight), rows):
+        yield weight[start : start + rows]
+
+
+def _later_blocks(name: str, weight: Floats, scale: Floats, recipe: Blocks) -> LaterWeight:
+    """The initializer `name`: `weight` in 4 bits, two to a byte, the first in the lower half."""
+
+    def packed() -> Iterator[npt.NDArray[np.uint8]]:
+        done = 0
+        for part in _parts(weight, recipe):
+            blocks = len(part) // recipe.size
+            pairs = block_values(part, scale[done : done + blocks]).reshape(-1, 2).view(np.uint8) & _NIBBLE
+            yield np.bitwise_or(pairs[:, 0], np.left_shift(pairs[:, 1], _HALF), dtype=np.uint8)
+            done += blocks
+
+    return LaterWeight(name, weight.shape, packed, ir.DataType.INT4)
 
 
 def _channels(node: ir.Node, index: int) -> int | None:

@@ -14,8 +14,9 @@ from kinograph.calibration.collect import Watch
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Graph, Group
 from kinograph.calibration.loop import FLOAT
+from kinograph.calibration.recipes.blocks import Blocks
 from kinograph.calibration.recipes.static import ConvolutionPlan, Halves, Plan, Static
-from kinograph.calibration.store import store_weights
+from kinograph.calibration.store import store_blocks, store_weights
 from kinograph.manifest import Component, Manifest
 
 __all__ = ["Work", "best_precision", "choose", "trial"]
@@ -36,6 +37,7 @@ class Work:
     control: list[Plan | ConvolutionPlan] = field(default_factory=list)
     effects: list[float] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
+    blocks: Blocks | None = None
 
     @classmethod
     def on_products(cls, graph: Graph, runs: int) -> Work:
@@ -51,9 +53,9 @@ class Work:
         return cls(graph, found, Watch(dict.fromkeys(names, 1), runs))
 
     @classmethod
-    def on_weights(cls, graph: Graph) -> Work:
-        """Of a text encoder: its weights alone, which need no runs."""
-        return cls(graph, [], Watch({}, 1))
+    def on_weights(cls, graph: Graph, blocks: Blocks | None = None) -> Work:
+        """Of a text encoder: its weights alone, which need no runs; in 4 bits by `blocks`, or in 8."""
+        return cls(graph, [], Watch({}, 1), blocks=blocks)
 
     def plan(self, recipe: Static) -> None:
         """Plan every layer by the recipe, and by its control."""
@@ -76,15 +78,18 @@ class Work:
 
     def control_model(self) -> ir.Model:
         """The graph with the same layers quantised as the control has them."""
-        return self._stored([self.control[i] for i in self.chosen])
+        return self._stored([self.control[i] for i in self.chosen], control=True)
 
     def alone(self, number: int) -> ir.Model:
         """The graph with only the plan `number` applied."""
         return emit(self.graph.model, [self.plans[number]])
 
-    def _stored(self, plans: Sequence[Plan | ConvolutionPlan]) -> ir.Model:
+    def _stored(self, plans: Sequence[Plan | ConvolutionPlan], *, control: bool = False) -> ir.Model:
         model = emit(self.graph.model, plans)
-        store_weights(model, self.graph.weights)
+        if self.blocks is not None:
+            store_blocks(model, self.graph.weights, replace(self.blocks, search=not control))
+        else:
+            store_weights(model, self.graph.weights)
         return model
 
 

@@ -69,7 +69,9 @@ def report_text(report: Report, bundle: str) -> str:
         + f"a step {_milliseconds(report.step_seconds)}, decoding a video {_milliseconds(report.decode_seconds)}",
         f"{len(report.layers)} layers, {kept} left as they are; those that matter most:",
     ]
-    told = [lines[0], lines[1], "", rendered(steps), lines[2], "", rendered(layers)]
+    told = [lines[0], lines[1], "", rendered(steps)]
+    if report.layers:
+        told += [lines[2], "", rendered(layers)]
     return "\n".join([*told, *(_judged(quality.judged) if quality.judged else [])])
 
 

@@ -63,7 +63,7 @@ class OrtDevice:
 
     name = "cpu"
     asynchronous = False
-    variants = ("int8", "fp32", "fp16", "bf16")  # 16-bit floats gain nothing on a CPU
+    variants = ("int4-weights", "int8", "fp32", "fp16", "bf16")  # 16-bit floats gain nothing on a CPU
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -130,12 +130,15 @@ class OrtEngine:
         large = sum(array.nbytes for array in weights.values()) > _COPIED_SHARE * memory_bytes()
         mapped = _as_inputs(model, weights) if large and provider is CPU else {}
         self._provider = provider
+        packed = {name: weights.pop(name) for name in list(weights) if _is_packed(model, name)}
+        for name, array in packed.items():
+            _refer_to(model.graph.initializers[name], name, array)
         for name, array in weights.items():
             _set_placeholder(model.graph.initializers[name], array)
         self.inputs = _declared(variant.inputs, model.graph.inputs)
         self.outputs = _declared(variant.outputs, model.graph.outputs)
-        self._weights = weights | mapped  # the session reads them in place
-        self._session: ort.InferenceSession | None = self._start(model, weights, threads)
+        self._weights = weights | mapped | packed  # the session reads them in place
+        self._session: ort.InferenceSession | None = self._start(model, weights, packed, threads)
         self._binding = self._session.io_binding()
         for name, array in mapped.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
@@ -143,7 +146,9 @@ class OrtEngine:
             self._binding.bind_ortvalue_input(name, value)
         self._bound: dict[str, Buffer] = {}
 
-    def _start(self, model: ir.Model, weights: Mapping[str, Array], threads: int) -> ort.InferenceSession:
+    def _start(
+        self, model: ir.Model, weights: Mapping[str, Array], packed: Mapping[str, Array], threads: int
+    ) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
@@ -154,6 +159,9 @@ class OrtEngine:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._values = [_value(array) for array in weights.values()]
         options.add_external_initializers(list(weights), self._values)
+        if packed:
+            sizes = [array.nbytes for array in packed.values()]
+            options.add_external_initializers_from_files_in_memory(list(packed), list(packed.values()), sizes)
         try:
             return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=self._provider.chain)
         except Exception as exc:  # onnxruntime's exceptions share no base class
@@ -227,6 +235,16 @@ def _value(array: Array) -> ort.OrtValue:
     if array.dtype == _FLOAT8:
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), ir.DataType.FLOAT8E4M3FN.value)
     return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _is_packed(model: ir.Model, name: str) -> bool:
+    return model.graph.initializers[name].dtype == ir.DataType.INT4
+
+
+def _refer_to(value: ir.Value, file: str, array: Array) -> None:
+    """Let a packed initializer, which no OrtValue can be, be what a file called `file` holds."""
+    shape = ir.Shape(tuple(value.shape or ()))
+    value.const_value = ir.ExternalTensor(file, 0, array.nbytes, ir.DataType.INT4, shape=shape, name=str(value.name))
 
 
 def _set_placeholder(value: ir.Value, array: Array) -> None:

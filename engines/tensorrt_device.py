@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorRTDevice"]
 
-_VARIANTS = ("nvfp4", "mxfp8", "fp8", "int8", "bf16", "fp16", "fp32")  # fastest first
+_VARIANTS = ("int4-weights", "nvfp4", "mxfp8", "fp8", "int8", "bf16", "fp16", "fp32")  # fastest first
 
 
 class TensorRTDevice:

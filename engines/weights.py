@@ -19,8 +19,8 @@ __all__ = ["map_weights"]
 def map_weights(model: ir.Model, contents: Contents, variant: Variant) -> dict[str, Array]:
     """Arrays over the weight files of a variant, by the name of the initializer of `model` that each is.
 
-    They have the initializers' own types, bfloat16 as `ml_dtypes` has it. Raises BundleError where a graph reads a file
-    that its variant does not list.
+    They have the initializers' own types, bfloat16 as `ml_dtypes` has it; numbers of 4 bits are bytes, two in each.
+    Raises BundleError where a graph reads a file that its variant does not list.
     """
     files = {os.path.basename(path): contents.map(path) for path in variant.weights}  # noqa: PTH119
     weights: dict[str, Array] = {}
@@ -32,5 +32,6 @@ def map_weights(model: ir.Model, contents: Contents, variant: Variant) -> dict[s
             raise BundleError(f"{variant.graph} reads {tensor.location!r}, which its manifest entry does not list")
         start = tensor.offset or 0
         data = files[str(tensor.location)][start : start + int(tensor.length or 0)]
-        weights[name] = data.view(tensor.dtype.numpy()).reshape(tuple(tensor.shape.numpy()))
+        packed = tensor.dtype == ir.DataType.INT4
+        weights[name] = data if packed else data.view(tensor.dtype.numpy()).reshape(tuple(tensor.shape.numpy()))
     return weights

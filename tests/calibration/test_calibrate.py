@@ -93,7 +93,9 @@ def test_what_cannot_be_done_is_said_before_any_work(calibrated: tuple[Path, Rep
         calibrate(path, replace(QUICK, recipe="int3"), silent)
     with pytest.raises(RequestError, match=r"prompt 2 cannot be used: the prompt has \d+ tokens"):
         calibrate(path, replace(QUICK, force=True, prompts=(PROMPT, "x" * 400)), silent)
-    with pytest.raises(UsageError, match="1 of 2 prompts can be used with starter-few-steps; expected at least 2 different ones"):
+    with pytest.raises(
+        UsageError, match="1 of 2 prompts can be used with starter-few-steps; expected at least 2 different ones"
+    ):
         calibrate(path, replace(QUICK, force=True, prompts=(PROMPT, PROMPT)), silent)
     with pytest.raises(UsageError, match="0 runs and 1 videos: expected at least one of each"):
         calibrate(path, replace(QUICK, force=True, runs=0), silent)
@@ -116,6 +118,24 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], starte
     assert main(["calibrate", str(path), "--prompts", str(tmp_path)]) == 2
     prompts.write_bytes(b"\xff\xfe")
     assert main(["calibrate", str(path), "--prompts", str(prompts)]) == 2
+
+
+def test_the_text_encoder_alone_in_4_bits(tmp_path: Path, starter_copy: Callable[..., Path]) -> None:
+    options = CalibrationOptions(recipe="int4-weights", runs=1, videos=2, force=True)
+    paths = [starter_copy(tmp_path / name, name="starter-few-steps") for name in ("one", "other")]
+    report, again = (calibrate(path, options, silent) for path in paths)
+    assert report == again or report.quality == again.quality
+    assert report.quality.passed and report.bytes_after < 0.18 * report.bytes_before and not report.layers
+    assert report.text_db is not None and report.text_db > 15
+    assert all(report.velocity_db[step] > report.control_db[step] for step in report.velocity_db)
+    with Bundle.open(paths[0]) as one, Bundle.open(paths[1]) as other:
+        assert one.manifest.files == other.manifest.files
+        assert {name for name, c in one.manifest.components.items() if "int4-weights" in c.variants} == {"text_encoder"}
+    with kinograph.load(paths[0], device="cpu") as pipe:
+        assert pipe.variant["text_encoder"] == "int4-weights" and pipe.variant["step"] == "fp32"
+        assert len(pipe(PROMPT, seed=3).frames) == 17
+    with pytest.raises(UsageError, match="has a variant 'int4-weights' already"):
+        calibrate(paths[0], replace(options, force=False), silent)
 
 
 def test_figures_of_videos() -> None:

@@ -15,9 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from kinograph.calibration.collect import Statistics
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Group
-from kinograph.calibration.numerics import fake_quantised, signal_to_noise
+from kinograph.calibration.numerics import block_scales, block_values, fake_quantised, signal_to_noise
 from kinograph.calibration.recipes import RECIPES
+from kinograph.calibration.recipes.blocks import INT4_WEIGHTS
 from kinograph.calibration.recipes.static import Static
+from kinograph.calibration.store import store_blocks
 
 INT8, FP8 = RECIPES["int8"], RECIPES["fp8"]
 CONTROL = replace(INT8, smooth=False, cut=False, per_channel=False)
@@ -48,6 +50,7 @@ def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
     onnx.checker.check_model(proto)
     options = ort.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")  # as the engine has it
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, {"x": x}))
 
@@ -121,3 +124,29 @@ def test_an_activation_that_was_always_zero_stays_finite(products: Any) -> None:
     plan = INT8.plan(group, statistics(nothing), list(weights.values()))
     for got in run(emit(model, [plan]), x):
         assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 96), (96, 40), (256, 33)])
+def test_products_with_weights_in_4_bits_are_those_of_numpy(rows: int, columns: int) -> None:
+    rng = np.random.default_rng(rows)
+    weight = rng.normal(size=(rows, columns)).astype(np.float32)
+    x = rng.normal(size=(2, 5, rows)).astype(np.float32)
+    model = graph_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], [2, 5, rows], ["y"], {"w": weight}
+    )
+    store_blocks(model, {"w": weight}, INT4_WEIGHTS)
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul"]
+    stored = model.graph.initializers["w.int4"]
+    assert stored.dtype == ir.DataType.INT4 and stored.const_value.nbytes == rows * columns // 2
+    scales = block_scales(weight, 32)
+    expected = x @ (block_values(weight, scales) * np.repeat(scales, 32, axis=0))
+    (got,) = run(model, x)
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    assert signal_to_noise(x @ weight, expected) > 18
+
+
+def test_weights_that_do_not_divide_into_blocks_are_in_8_bits() -> None:
+    weight = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], [2, 5, 50], ["y"], {"w": weight})
+    store_blocks(model, {"w": weight}, INT4_WEIGHTS)
+    assert list(model.graph.initializers) == ["w.int8", "w.scale"]

@@ -16,6 +16,8 @@ from kinograph.calibration.numerics import (
     Affine,
     Float8,
     affine,
+    block_scales,
+    block_values,
     dequantised,
     fake_quantised,
     float8,
@@ -155,3 +157,34 @@ def test_float8_refuses_what_is_not_finite(bad: float) -> None:
     with pytest.raises(NumericError, match="NaN or infinity"):
         float8_weight(np.array([[1.0, bad]], np.float32), 1)
     assert float8(0.0, 0.0) == Float8(1.0)
+
+
+@given(
+    blocks=st.integers(1, 5), size=st.sampled_from([2, 16, 32, 64]), columns=st.integers(1, 9), seed=st.integers(0, 99)
+)
+def test_blocks_are_no_further_off_than_half_a_step(blocks: int, size: int, columns: int, seed: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(blocks * size, columns)).astype(np.float32)
+    errors = []
+    for search in (False, True):
+        scales = block_scales(weight, size, search=search)
+        values = block_values(weight, scales)
+        assert scales.shape == (blocks, columns) and (scales > 0).all()
+        assert values.min() >= -8 and values.max() <= 7
+        errors.append(
+            np.square(weight - values * np.repeat(scales, size, axis=0)).reshape(blocks, size, -1).sum(axis=1)
+        )
+    plain, searched = errors
+    assert (searched <= plain + 1e-6).all()
+    steps = np.repeat(block_scales(weight, size, search=False), size, axis=0)
+    assert (np.abs(weight - block_values(weight, steps[::size]) * steps) <= steps / 2 + 1e-6).all()
+
+
+def test_blocks_of_zeros_and_outliers() -> None:
+    weight = np.zeros((64, 2), np.float32)
+    weight[40, 1] = 1e6
+    scales = block_scales(weight, 32)
+    back = block_values(weight, scales) * np.repeat(scales, 32, axis=0)
+    assert np.array_equal(np.flatnonzero(back), np.flatnonzero(weight)) and back[40, 1] == pytest.approx(1e6)
+    weight[0, 0] = np.nan
+    with pytest.raises(NumericError, match="NaN or infinity"):
+        block_scales(weight, 32)

@@ -69,12 +69,14 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantised") / "starter"
     shutil.copytree(starter_bundle(), folder)
     short = ["--runs", "1", "--videos", "1", "--judged", "1", "--no-scan", "--force", "--quiet"]
-    for recipe in ("int8", "fp8"):
+    for recipe in ("int8", "fp8", "int4-weights"):
         assert main(["calibrate", str(folder), "--recipe", recipe, *short]) == 0
     return folder
 
 
-@pytest.mark.parametrize(("precision", "capabilities"), [("int8", (86, 120)), ("fp8", (89, 120))])
+@pytest.mark.parametrize(
+    ("precision", "capabilities"), [("int8", (86, 120)), ("fp8", (89, 120)), ("int4-weights", (75, 89))]
+)
 def test_quantised_variants_build(
     tmp_path: Path, quantised: Path, precision: str, capabilities: tuple[int, ...]
 ) -> None:
@@ -82,7 +84,8 @@ def test_quantised_variants_build(
     assert {(engine["precision"], engine["compute_capability"]) for engine in built} >= {
         (precision, capability) for capability in capabilities
     }
-    assert all(engine["fused_attention"] for engine in built if engine["component"] == "step")
+    steps = [engine for engine in built if engine["component"] == "step" and engine["precision"] == precision]
+    assert all(engine["fused_attention"] for engine in steps)
 
 
 def test_engines_go_into_the_bundle(
