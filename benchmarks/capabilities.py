@@ -38,7 +38,7 @@ from kinograph.starter.measures import decibels, matched
 SMOOTH = 1.5  # times its neighbours' change, up to which a join is not a cut
 NEIGHBOURS = 4  # frames on either side of a join
 STEADY = ("stays", "bounces", "circles")  # motions that can go on for as long as one likes
-SIDE, FRAMES, FPS = 64, 17, 8
+SIDE, FRAMES, FPS = 128, 33, 16  # the starter's
 
 
 class Studio:
@@ -109,7 +109,7 @@ def image(studio: Studio) -> dict[str, Any]:
     direction = ("left", "right", "up", "down", "up left", "up right", "down left", "down right")
     faithful, followed, sheet = [], [], []
     for number, scene in enumerate(scenes(studio.options.cases, direction, 71)):
-        first = drawing.render(scene)[0]
+        first = drawing.render(scene, FRAMES, SIDE)[0]
         path = studio.folder / "first.png"
         Image.fromarray(first).save(path)
         frames = studio.make(main_caption(scene), seed=number, image=str(path))
@@ -150,9 +150,9 @@ def extension(studio: Studio) -> dict[str, Any]:
     for name, field in (("after", "before"), ("before", "after")):
         seams, subjects, colours, goes_on, sheet = [], [], [], [], []
         for number, scene in enumerate(scenes(studio.options.cases, STEADY, 72)):
-            clip = drawing.render(scene)
+            clip = drawing.render(scene, FRAMES, SIDE)
             path = studio.film(clip, "clip")
-            count = 32 if field == "before" else 33
+            count = 4 * FPS if field == "before" else 4 * FPS + 1
             frames = studio.make(main_caption(scene), seed=number, num_frames=count, **{field: path})
             join = FRAMES if field == "before" else count
             seams.append(seam(frames, join) <= SMOOTH)
@@ -179,7 +179,7 @@ def join(studio: Studio) -> dict[str, Any]:
     smooth, loops, sheet = [], [], []
     count = max(1, studio.options.cases // 2)
     for number, scene in enumerate(scenes(count, STEADY, 73)):
-        clip = drawing.render(scene)
+        clip = drawing.render(scene, FRAMES, SIDE)
         path = studio.film(clip, "clip")
         frames = studio.make(main_caption(scene), seed=number, before=path, after=path)
         made = len(frames) - 2 * FRAMES
@@ -240,7 +240,8 @@ def storyboard(studio: Studio) -> dict[str, Any]:
         cues = tuple(Cue(4.0 * i, main_caption(scene)) for i, scene in enumerate(three) if i)
         frames = studio.make(main_caption(three[0]), cues=cues, num_frames=12 * FPS + 1, seed=number)
         for part, scene in enumerate(three):
-            right.append(all(kept(scene, frames[32 * part + 15 : 32 * part + 32])))
+            end = 4 * FPS * (part + 1)
+            right.append(all(kept(scene, frames[end - FRAMES : end])))
         sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
     studio.sheet("storyboard", np.stack(sheet), 6)
     return {"parts that show their own prompt, %": share(right), "cases": len(right)}

@@ -61,13 +61,13 @@ def test_every_component_builds_and_is_found_again(
 
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The starter with int8 and fp8 variants, calibrated as little as may be."""
+    """The few-step starter with a variant of every recipe, calibrated as little as may be."""
     import shutil
 
     from kinograph.runtime.locate import starter_bundle
 
     folder = tmp_path_factory.mktemp("quantised") / "starter"
-    shutil.copytree(starter_bundle(), folder)
+    shutil.copytree(starter_bundle("starter-few-steps"), folder)
     short = ["--runs", "1", "--videos", "1", "--judged", "1", "--no-scan", "--force", "--quiet"]
     for recipe in ("int8", "fp8", "int4-weights"):
         assert main(["calibrate", str(folder), "--recipe", recipe, *short]) == 0
