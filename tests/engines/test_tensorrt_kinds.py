@@ -75,7 +75,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("precision", "capabilities"), [("int8", (86, 120)), ("fp8", (89, 120)), ("int4-weights", (75, 89))]
+    ("precision", "capabilities"), [("int8", (86, 120)), ("fp8", (89, 120)), ("int4-weights", (80, 89))]
 )
 def test_quantised_variants_build(
     tmp_path: Path, quantised: Path, precision: str, capabilities: tuple[int, ...]
