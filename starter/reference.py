@@ -30,8 +30,8 @@ _VISIBLE = 0.01  # share of a pixel from which a subject is in it
 class Sampling:
     """How clips are generated: size in pixels, frames, denoising steps and guidance scale."""
 
-    size: int = 64
-    frames: int = 17
+    size: int = 128
+    frames: int = 33
     steps: int = 24
     guidance: float = 3.0
 
