@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from kinograph.engines.protocol import Array
 
-__all__ = ["NUMPY_DTYPES", "HostBuffer", "HostTable", "memory_bytes", "one_by_one"]
+__all__ = ["NUMPY_DTYPES", "HostBuffer", "HostTable", "adds_bytes_exactly", "memory_bytes", "one_by_one"]
 
 NUMPY_DTYPES: dict[str, type[Any]] = {
     "float32": np.float32,
@@ -20,6 +22,22 @@ NUMPY_DTYPES: dict[str, type[Any]] = {
     "uint8": np.uint8,
     "int64": np.int64,
 }
+
+
+@functools.cache
+def adds_bytes_exactly(flags: str = "/proc/cpuinfo") -> bool:
+    """Whether the processor adds up products of bytes without overflow: all but those of x86 without VNNI.
+
+    `flags` is the file that says what it can do; where that cannot be read, it is taken not to.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        with open(flags, encoding="utf-8") as file:  # noqa: PTH123
+            found = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return not {"avx_vnni", "avx512_vnni"}.isdisjoint(found.split())
 
 
 class HostBuffer:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from kinograph.engines.footprint import Footprint, activation_bytes
-from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, HostTable, memory_bytes, one_by_one
+from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, HostTable, adds_bytes_exactly, memory_bytes, one_by_one
 from kinograph.engines.rewrites import CPU_REWRITES
 from kinograph.engines.weights import map_weights
 from kinograph.errors import EngineError, MemoryLimitError, UsageError
@@ -153,8 +153,8 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # 8-bit products overflow 16 bits on x86 processors without VNNI, unless they are told to be exact
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not adds_bytes_exactly():  # products of bytes overflow 16 bits, unless they are told to be exact
+            options.add_session_config_entry("session.x64quantprecision", "1")
         # what has 8-bit weights alone is computed in floats, not with activations of 8 bits behind one's back
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._values = [_value(array) for array in weights.values()]

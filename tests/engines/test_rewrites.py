@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from kinograph.engines.host import adds_bytes_exactly
 from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.attention16 import attention_to_16_bits
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
@@ -154,6 +157,26 @@ def test_int8_weights_without_a_zero_point_compute_exactly() -> None:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     assert np.allclose(session.run(None, {"x": x})[0], x @ weight)
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "exactly"),
+    [
+        ("x86_64", "flags : fpu avx2 avx512f", False),
+        ("x86_64", "flags : fpu avx2 avx_vnni", True),
+        ("AMD64", "flags : avx512_vnni", True),
+        ("x86_64", None, False),
+        ("aarch64", None, True),
+    ],
+)
+def test_which_processors_have_to_be_told_to_be_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, flags: str | None, exactly: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    file = tmp_path / f"{machine}-{exactly}"
+    if flags is not None:
+        file.write_text(f"processor : 0\n{flags}\n")
+    assert adds_bytes_exactly(str(file)) is exactly
 
 
 def test_attention_of_a_quantised_graph_is_done_in_16_bits() -> None:
