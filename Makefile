@@ -1,7 +1,7 @@
 # make demo   a video from a prompt, in a fresh environment without PyTorch
 # make test   everything a change must pass
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-DEMO_PROMPT ?= a red ball moves left above a blue star that spins in the night sky, flat style
+DEMO_PROMPT ?= a blue star moves right above a pink heart that grows among stars, neon style
 
 TYPED = $(addprefix -p kinograph.,bundle calibration engines runtime console) $(addprefix -m kinograph.,errors manifest cli)
 

@@ -16,7 +16,10 @@ from kinograph.calibration import CalibrationOptions, calibrate, compare
 from kinograph.calibration.compare import Report
 from kinograph.calibration.quality import Bars, psnr, ssim
 from kinograph.cli import main
+from kinograph.console.build import write_engines
 from kinograph.console.judges import JUDGES
+from kinograph.engines.cache import Card, EngineCache, origin
+from kinograph.engines.tensorrt import Built
 from kinograph.errors import NumericError, RequestError, UsageError
 
 QUICK = CalibrationOptions(runs=3, videos=1, scan=False)
@@ -136,6 +139,23 @@ def test_the_text_encoder_alone_in_4_bits(tmp_path: Path, starter_copy: Callable
         assert len(pipe(PROMPT, seed=3).frames) == 17
     with pytest.raises(UsageError, match="has a variant 'int4-weights' already"):
         calibrate(paths[0], replace(options, force=False), silent)
+
+
+def test_engines_of_a_replaced_variant_go_with_it(tmp_path: Path, starter_copy: Callable[..., Path]) -> None:
+    path, cache = starter_copy(tmp_path / "starter", name="starter-few-steps"), EngineCache(tmp_path / "cache")
+    options = CalibrationOptions(recipe="int4-weights", runs=1, videos=1, force=True)
+    calibrate(path, options, silent)
+    cards = []
+    with Bundle.open(path) as bundle:
+        for precision in ("fp32", "int4-weights"):
+            wanted = origin(bundle, "text_encoder", precision, builder="TensorRT 1", capability=89, device=None)
+            cards.append(Card.of(wanted, {"L": (1, 40)}, Built(precision.encode(), (), 1, 1)))
+            cache.write(cards[-1], precision.encode())
+        write_engines(bundle, cards, cache)
+    assert {engine.precision for engine in verify(path).engines} == {"fp32", "int4-weights"}
+    calibrate(path, options, silent)
+    assert {engine.precision for engine in verify(path).engines} == {"fp32"}
+    assert len(list((path / "engines").iterdir())) == 1
 
 
 def test_figures_of_videos() -> None:
