@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,20 @@ def test_more_videos_take_no_more_memory_than_one(tmp_path: Path) -> None:
         for seed in range(20):
             rig.frames(msgspec.structs.replace(REQUEST, seed=seed))
         assert rig.device.memory.held == held
+
+
+@pytest.mark.export
+def test_two_experts_take_turns_on_the_gpu(tmp_path: Path, tiny_bundle: Callable[..., Path]) -> None:
+    path = tiny_bundle("t2v-a14b")
+    request = kinograph.Request(prompt="a cat", num_frames=5, num_inference_steps=6, width=32, height=32, seed=2)
+    with Pipeline(open_bundle(str(path)), OrtDevice(threads=1), "fp32") as pipe:
+        expected = [e.frames for e in pipe.run(request) if isinstance(e, kinograph.FramesDecoded)]
+    with rigged(tmp_path, path=path) as rig:
+        assert np.array_equal(rig.frames(request), np.concatenate(expected))
+        captured = rig.gpu.log.count("capture")
+        assert np.array_equal(rig.frames(request), np.concatenate(expected))
+        assert rig.gpu.log.count("capture") == captured <= 2
+        assert {component for component, _ in rig.toolkit.built} >= {"step", "step_2"}
 
 
 @pytest.fixture
