@@ -14,13 +14,14 @@ from kinograph.console import Console
 from kinograph.console.build import BuildJob, build
 from kinograph.engines.cache import EngineCache
 
-# Which generation a precision is built for: all pairs would take an hour, and the graph is the same for each.
+# Which generation a precision is built for: all pairs would take an hour, and the graph is the same for each. Exporting
+# takes most of the time, and other tests export in fp32 anyway.
 _PAIRS = [
-    ("t2v", "bf16", 120),
+    ("t2v", "fp32", 120),
     ("i2v", "bf16", 89),
-    ("ti2v", "fp16", 86),
-    ("t2v-a14b", "fp16", 89),
-    ("i2v-a14b", "bf16", 86),
+    ("ti2v", "fp16", 120),
+    ("t2v-a14b", "bf16", 86),
+    ("i2v-a14b", "fp32", 86),
 ]
 
 
@@ -55,7 +56,7 @@ def test_every_component_builds_and_is_found_again(
     assert all(engine["built"] and engine["bytes"] > 10_000 for engine in built)
     assert not any(engine["built"] for engine in build(job(bundle, capability), Console(quiet=True), cache))
     for engine in built:
-        if engine["component"].startswith("step"):
+        if engine["component"].startswith("step") and precision != "fp32":
             assert engine["fused_attention"], "16-bit attention is one kernel"
 
 
