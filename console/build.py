@@ -5,31 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
-from kinograph.bundle import BundleWriter
+from kinograph.engines.bundled import write_engines
 from kinograph.engines.cache import Card, EngineCache, origin
 from kinograph.engines.tensorrt import build as build_engine
 from kinograph.engines.tensorrt import capabilities
 from kinograph.engines.tensorrt_module import FULL, RTX
 from kinograph.engines.tensorrt_toolkit import TensorRT
 from kinograph.errors import EngineError, RequestError, UsageError
-from kinograph.manifest import Engine
 from kinograph.runtime.locate import BUILT_IN, open_bundle
 from kinograph.runtime.output import write_file
 from kinograph.runtime.request import Request, resolve
 from kinograph.runtime.sizes import component_axes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kinograph.bundle import Bundle
     from kinograph.console import Console
     from kinograph.engines.protocol import Axes
     from kinograph.engines.tensorrt import Built
     from kinograph.manifest import Manifest
 
-__all__ = ["BuildJob", "build", "card_text", "described", "write_engines"]
+__all__ = ["BuildJob", "build", "card_text", "described"]
 
 _PRECISIONS = ("bf16", "fp16", "fp32")  # what is built unless a variant is named, best first
 
@@ -173,58 +168,9 @@ def _obtain(
     return cache.obtain(wanted, axes, axes, make)
 
 
-def write_engines(bundle: Bundle, cards: Sequence[Card], cache: EngineCache) -> None:
-    """The bundle again, with these engines in it; one for the same GPU and sizes is replaced."""
-    entries = {_place(engine): engine for engine in bundle.manifest.engines}
-    plans: dict[str, Card] = {}
-    for card in cards:
-        file = f"engines/{_file_name(card)[: -len('.engine')]}.{card.name[-8:]}.engine"
-        plans[file] = card
-        entry = _entry(card, file)
-        entries[_place(entry)] = entry
-    kept = {entry.file for entry in entries.values()}
-    gone = {engine.file for engine in bundle.manifest.engines} - kept
-    with BundleWriter(bundle.path, force=True) as writer:
-        for name in bundle.manifest.files:
-            if name not in plans and name not in gone:
-                bundle.copy(name, writer.file(name))
-        for file, card in plans.items():
-            writer.file(file).write_bytes(_plan(cache, card))
-        engines = tuple(sorted(entries.values(), key=lambda entry: entry.file))
-        writer.save(msgspec.structs.replace(bundle.manifest, engines=engines))
-
-
-def _entry(card: Card, file: str) -> Engine:
-    return Engine(
-        file=file,
-        **msgspec.structs.asdict(card.origin),
-        axes=dict(card.axes),  # type: ignore[arg-type]
-        activation_bytes=card.activation_bytes,
-        weight_bytes=card.weight_bytes,
-        layers=card.layers,
-        fused_attention=card.fused_attention,
-    )
-
-
-def _place(engine: Engine) -> tuple[object, ...]:
-    """What an engine is for: of two with the same, the later one counts."""
-    return engine.component, engine.precision, engine.capability, engine.device, tuple(sorted(engine.axes.items()))
-
-
-def _plan(cache: EngineCache, card: Card) -> bytes:
-    plan = cache.read(card)
-    if plan is None:
-        raise EngineError(f"{card.name} in {cache.folder} was altered since it was written. Run the same command again")
-    return plan
-
-
-def _file_name(card: Card) -> str:
-    return f"{card.origin.component}.{card.origin.precision}.sm{card.origin.capability}.engine"
-
-
 def _put(cache: EngineCache, card: Card, folder: Path, force: bool) -> str:
     """Copy an engine out of the cache; returns where to."""
-    plan, path = _plan(cache, card), folder / _file_name(card)
+    plan, path = cache.plan(card), folder / card.file_name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(str(path), plan, force=force)
     return str(path)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kinograph.engines.protocol import Axes, Contents
     from kinograph.engines.tensorrt import Built
 
-__all__ = ["CACHE_VARIABLE", "Card", "EngineCache", "Origin", "bundled", "cache_folder", "origin"]
+__all__ = ["CACHE_VARIABLE", "Card", "EngineCache", "Origin", "cache_folder", "origin"]
 
 CACHE_VARIABLE = "KINOGRAPH_CACHE"
 _LIMIT = 64 << 30  # bytes of engines: those of a few large models
@@ -106,6 +106,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         sizes = hashlib.sha256(msgspec.json.encode(sorted(self.axes.items()))).hexdigest()[:8]
         return f"{self.origin.key}-{sizes}"
 
+    @property
+    def file_name(self) -> str:
+        """What its file is called outside the cache."""
+        return f"{self.origin.component}.{self.origin.precision}.sm{self.origin.capability}.engine"
+
 
 def origin(
     contents: Contents, component: str, precision: str, *, builder: str, capability: int, device: str | None
@@ -126,35 +131,6 @@ def origin(
         kinograph=version("kinograph"),
         device=device,
     )
-
-
-def bundled(contents: Contents, wanted: Origin, axes: Axes) -> Card | None:
-    """The narrowest engine of that origin that came with the bundle and takes these sizes, or None."""
-    found = []
-    for engine in contents.engines:
-        own = Origin(
-            component=engine.component,
-            precision=engine.precision,
-            sources=engine.sources,
-            builder=engine.builder,
-            capability=engine.capability,
-            kinograph=engine.kinograph,
-            device=engine.device,
-        )
-        card = Card(
-            origin=own,
-            axes={str(axis): size for axis, size in engine.axes.items()},
-            bytes=contents.map(engine.file).size,
-            sha256=contents.sha256(engine.file),
-            activation_bytes=engine.activation_bytes,
-            weight_bytes=engine.weight_bytes,
-            layers=engine.layers,
-            fused_attention=engine.fused_attention,
-            file=engine.file,
-        )
-        if own == wanted and card.takes(axes):
-            found.append(card)
-    return min(found, key=lambda card: card.width, default=None)
 
 
 def cache_folder() -> Path:
@@ -221,6 +197,15 @@ class EngineCache:
             return None
         with contextlib.suppress(OSError):
             os.utime(self._path(card, _CARD))
+        return plan
+
+    def plan(self, card: Card) -> bytes:
+        """The same, of an engine that was just found. Raises EngineError where it was altered since."""
+        plan = self.read(card)
+        if plan is None:
+            raise EngineError(
+                f"{card.name} in {self.folder} was altered since it was written. Run the same command again"
+            )
         return plan
 
     def write(self, card: Card, plan: bytes) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from kinograph.engines.cache import Card, EngineCache, Origin, bundled, origin
+from kinograph.engines.bundled import find_bundled
+from kinograph.engines.cache import Card, EngineCache, Origin, origin
 from kinograph.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTable
 from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.launch import LONGEST, Launcher
@@ -113,7 +114,7 @@ class TensorRTDevice:
     def card(self, bundle: Contents, component: str, precision: str, needed: Axes) -> Card:
         """The bundle's or the cached engine for these sizes, which is built where there is none."""
         wanted = self._origin(bundle, component, precision)
-        if (found := bundled(bundle, wanted, needed)) is not None:
+        if (found := find_bundled(bundle, wanted, needed)) is not None:
             return found
         planned = self._axes.get(component, needed)
         axes = planned if _within(needed, planned) else needed
@@ -143,7 +144,7 @@ class TensorRTDevice:
 
     def _find(self, bundle: Contents, component: str, precision: str, sizes: Axes) -> Card | None:
         wanted = self._origin(bundle, component, precision)
-        return bundled(bundle, wanted, sizes) or self.cache.find(wanted, sizes)
+        return find_bundled(bundle, wanted, sizes) or self.cache.find(wanted, sizes)
 
     def _progress(self, phase: str, done: int, total: int) -> None:
         if self.on_build is not None:

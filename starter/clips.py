@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from kinograph.starter import drawing, world
+from kinograph.starter.drawing_batches import draw_batches
 
 __all__ = ["Crop", "Pool", "pixels"]
 
@@ -38,7 +39,7 @@ class Pool:
         self.clips = torch.empty(count, frames, size, size, 3, dtype=torch.uint8, device=device)
         self.classes = torch.empty(count, frames, size, size, dtype=torch.uint8, device=device)
         start = 0
-        for clips, shown in drawing.draw_batches(self.scenes, _BATCH, frames, size):
+        for clips, shown in draw_batches(self.scenes, _BATCH, frames, size):
             part = slice(start, start + len(clips))
             self.clips[part] = torch.from_numpy(clips)
             for i, (scene, own) in enumerate(zip(self.scenes[part], shown, strict=True), start):

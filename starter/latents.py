@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from kinograph.starter import drawing, world
+from kinograph.starter import world
 from kinograph.starter.clips import pixels
+from kinograph.starter.drawing_batches import draw_batches
 from kinograph.starter.loop import save_atomically
 from kinograph.starter.precision import mixed_precision
 from kinograph.starter.vae_training import encode_moments, shares
@@ -70,7 +71,7 @@ def encode_world(
     """
     scenes = _scenes(seed, count)
     encoded, covered = [], []
-    for clips, shown in drawing.draw_batches(scenes, _BATCH, frames, size):
+    for clips, shown in draw_batches(scenes, _BATCH, frames, size):
         with mixed_precision(device):
             moments = encode_moments(vae, pixels(torch.from_numpy(clips).to(device)))
         latents = moments.float().chunk(2, dim=1)[0]

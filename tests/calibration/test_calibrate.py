@@ -16,8 +16,8 @@ from kinograph.calibration import CalibrationOptions, calibrate, compare
 from kinograph.calibration.compare import Report
 from kinograph.calibration.quality import Bars, psnr, ssim
 from kinograph.cli import main
-from kinograph.console.build import write_engines
 from kinograph.console.judges import JUDGES
+from kinograph.engines.bundled import write_engines
 from kinograph.engines.cache import Card, EngineCache, origin
 from kinograph.engines.tensorrt import Built
 from kinograph.errors import NumericError, RequestError, UsageError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import kinograph
-from kinograph.console.build import write_engines
+from kinograph.engines.bundled import write_engines
 from kinograph.engines.cache import EngineCache
 from kinograph.engines.fake_gpu import FakeGpu
 from kinograph.engines.fake_tensorrt import FakeToolkit
