@@ -36,12 +36,15 @@ def tiny_bundle(
     root = tmp_path_factory.mktemp("bundles")
 
     @functools.cache
-    def make(kind: str, precision: str = "fp32") -> Path:
+    def exported(kind: str, precision: str) -> Path:
         from kinograph.export import ExportOptions, export
 
         path = root / f"{kind}-{precision}"
         export(tiny_checkpoint(kind), path, ExportOptions(precision=precision, name=kind))  # type: ignore[arg-type]
         return path
+
+    def make(kind: str, precision: str = "fp32") -> Path:  # not cached itself: one key, however it is called
+        return exported(kind, precision)
 
     return make
 
