@@ -158,6 +158,12 @@ def kinograph() -> None:
 @click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
 @click.option("--cuda-graph/--no-cuda-graph", "cuda_graphs", default=True, help="Launch many steps on a GPU at once.")
 @click.option(
+    "--weight-budget",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="Most of a component's weights on the GPU; TensorRT copies the rest in every step.",
+)
+@click.option(
     "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
 )
 @click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
@@ -245,6 +251,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         request=request,
         bundle=bundle,
         keep_metadata=not options["no_metadata"],
+        weight_budget=options["weight_budget"] and options["weight_budget"] << 20,
         **{name: options[name] for name in same},
     )
 
@@ -407,6 +414,11 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
 @click.option("--size", metavar="WxH", callback=_size, help="Size of the videos in pixels." + _DEFAULT)
 @click.option("--frames", "num_frames", type=int, help="Number of frames, or of a window's." + _DEFAULT)
 @click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Most memory a layer may use to be fast.")
+@click.option("--stream-weights", "streams", is_flag=True, help="Let weights stay in RAM, for --weight-budget.")
+@click.option("--later-versions", is_flag=True, help="With TensorRT: for later versions of the same number, too.")
+@click.option(
+    "--gpus", type=click.Choice(["same-capability", "ampere-plus"]), help="With TensorRT: for other GPUs as well."
+)
 @click.option("--into-bundle", is_flag=True, help="Put the engines into BUNDLE itself, hashed like all its files.")
 @click.option("--list", "listed", is_flag=True, help="Only show the engines in the cache.")
 @click.option("--clean", is_flag=True, help="Only remove the engines in the cache.")

@@ -245,7 +245,9 @@ class Engine(_Struct, frozen=True):
 
     It is for GPUs of one compute `capability`, and of the name `device` where its builder timed them; `axes` are the
     least and greatest sizes it takes. `sources` is the sha256 over those of the graph and its weights: an engine of a
-    variant that was replaced since is of no use. `fused_attention` counts the attentions that one kernel does.
+    variant that was replaced since is of no use. `fused_attention` counts the attentions that one kernel does. One that
+    `streams` can leave weights in the host's memory; one for `later_versions` runs on those of its builder too, and one
+    for `gpus` on more than its own.
     """
 
     file: str
@@ -261,6 +263,9 @@ class Engine(_Struct, frozen=True):
     layers: Annotated[int, msgspec.Meta(ge=0)]
     fused_attention: Annotated[int, msgspec.Meta(ge=0)]
     device: Label | None = None
+    streams: bool = False
+    later_versions: bool = False
+    gpus: Literal["same-capability", "ampere-plus"] | None = None
 
 
 class Source(_Struct, frozen=True):

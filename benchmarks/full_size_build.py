@@ -1,10 +1,10 @@
 """TensorRT engines of released Wan sizes, without a GPU: seconds, peak memory and fused attention, on random weights.
 
-    python benchmarks/full_size_build.py wan2.1-1.3b wan2.2-5b --folder /big/disk [--sm 89] [--size 832x480 --frames 81]
+    python benchmarks/full_size_build.py wan2.1-1.3b --folder /big/disk --precision bf16,fp16,int8,fp8 --sm 86,89,120
 
-Exports in bf16 with a text encoder of one layer, since it is about the step and the codec, and builds every component
-with TensorRT for RTX. A build is a process of its own; `held` is what it kept itself (anonymous pages), `peak` also
-counts the weight file that it has mapped.
+Exports with a text encoder of one layer, since it is about the step and the codec, quantises where the precision asks
+for it, and builds every component with TensorRT for RTX. A build is a process of its own; `held` is what it kept itself
+(anonymous pages), `peak` also counts the weight file that it has mapped.
 """
 
 from __future__ import annotations
@@ -17,24 +17,31 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import product
 from pathlib import Path
 
 from export_full_size import SIZES, UMT5_XXL, write_checkpoint
 from full_size import anonymous
 
 from kinograph.bundle import Bundle
+from kinograph.engines.needs import runs_on
 from kinograph.engines.tensorrt import build
 from kinograph.runtime.sizes import component_axes
 
 
-def build_one(bundle: Path, component: str, capability: int, size: tuple[int, int], frames: int) -> None:
+def build_one(
+    bundle: Path, component: str, precision: str, capability: int, size: tuple[int, int], frames: int
+) -> None:
     """Build one component in this process, and print what came of it as JSON."""
     with Bundle.open(bundle) as opened:
         manifest = opened.manifest
         geometry = manifest.geometry
         latent = 1 + (frames - 1) // geometry.temporal
         width, height = (side // geometry.spatial for side in size)
-        precisions = {name: next(iter(one.variants)) for name, one in manifest.components.items()}
+        precisions = {
+            name: precision if precision in one.variants else next(iter(one.variants))
+            for name, one in manifest.components.items()
+        }
         axes = component_axes(manifest, precisions, (latent, latent), height, width, [component])[component]
         built = build(opened, component, precisions[component], capability=capability, axes=axes)
     fused = sum("_gemm_mha" in layer for layer in built.layers)
@@ -64,11 +71,32 @@ def measured(arguments: list[str]) -> tuple[list[int], float, float, float]:
     return json.loads(told), time.perf_counter() - start, held / 1e9, usage.ru_maxrss / 1e6
 
 
+def bundle_of(size: str, precision: str, folder: Path) -> Path:
+    """A bundle of that size in `folder`, with a step of that precision; made where there is none."""
+    floating = precision if precision in ("bf16", "fp16") else "fp32"
+    bundle = folder / f"{size}-{floating}"
+    if not bundle.exists():
+        checkpoint = folder / f"{size}-checkpoint"
+        write_checkpoint(size, checkpoint, 1 << 27, UMT5_XXL | {"num_layers": 1, "vocab_size": 384})
+        export = [sys.executable, "-m", "kinograph", "export", str(checkpoint), str(bundle)]
+        smallest = ["--size", "64x64", "--frames", "5", "--steps", "2"]  # by default, which is what is calibrated
+        subprocess.run([*export, *smallest, "--precision", floating, "--no-parity", "--quiet"], check=True)
+        shutil.rmtree(checkpoint)
+    with Bundle.open(bundle) as opened:
+        there = precision in opened.component("step").variants
+    if not there:  # the ranges of two short runs: what is built is as large as with better ones
+        calibrate = [sys.executable, "-m", "kinograph", "calibrate", str(bundle), "--recipe", precision]
+        shortest = ["--runs", "1", "--videos", "1", "--no-scan", "--force", "--quiet"]
+        subprocess.run([*calibrate, *shortest], check=True)
+    return bundle
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", choices=[*SIZES, []], default=[])
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--sm", type=int, default=89)
+    parser.add_argument("--sm", default="89", help="compute capabilities, such as 86,89,120")
+    parser.add_argument("--precision", default="bf16", help="such as bf16,fp16,int8,fp8")
     parser.add_argument("--size", default="832x480")
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--component", help="only this one")
@@ -76,27 +104,24 @@ def main() -> None:
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
     if options.build is not None:
-        build_one(options.build, options.component, options.sm, (width, height), options.frames)
+        wanted = options.component, options.precision, int(options.sm)
+        build_one(options.build, *wanted, (width, height), options.frames)
         return
-    what = f"bf16, sm{options.sm}, {options.size}, {options.frames} frames"
-    print(f"| {what} | seconds | held | peak | engine | activations |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for size in options.sizes:
-        checkpoint, bundle = options.folder / f"{size}-checkpoint", options.folder / size
-        if not bundle.exists():
-            write_checkpoint(size, checkpoint, 1 << 27, UMT5_XXL | {"num_layers": 1, "vocab_size": 384})
-            export = [sys.executable, "-m", "kinograph", "export", str(checkpoint), str(bundle)]
-            subprocess.run([*export, "--precision", "bf16", "--no-parity", "--quiet"], check=True)
-            shutil.rmtree(checkpoint)
+    print(f"| {options.size}, {options.frames} frames | seconds | held | peak | engine | activations |")
+    print("|---|---:|---:|---:|---:|---:|", flush=True)
+    for size, precision in product(options.sizes, options.precision.split(",")):
+        bundle = bundle_of(size, precision, options.folder)
         components = [options.component] if options.component else ["step", "decoder_first", "decoder_next"]
-        for component in components:
-            arguments = ["--build", str(bundle), "--component", component, "--sm", str(options.sm), "--folder", "."]
-            found, seconds, held, peak = measured([*arguments, "--size", options.size, "--frames", str(options.frames)])
+        capabilities = [one for one in options.sm.split(",") if runs_on(precision, int(one))]
+        for component, capability in product(components, capabilities):
+            arguments = ["--build", str(bundle), "--component", component, "--precision", precision]
+            arguments += ["--sm", capability, "--size", options.size, "--frames", str(options.frames), "--folder", "."]
+            found, seconds, held, peak = measured(arguments)
             plan, activations, _, _, fused = found
             attention = f", {fused} fused attentions" if fused else ""
             print(
-                f"| {size} {component}{attention} | {seconds:.0f} | {held:.1f} GB | {peak:.1f} GB "
-                f"| {plan / 1e9:.2f} GB | {activations / 1e9:.2f} GB |",
+                f"| {size} {component}, {precision}, sm{capability}{attention} | {seconds:.0f} | {held:.1f} GB "
+                f"| {peak:.1f} GB | {plan / 1e9:.2f} GB | {activations / 1e9:.2f} GB |",
                 flush=True,
             )
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kinograph.engines.bundled import write_engines
-from kinograph.engines.cache import Card, EngineCache, origin
-from kinograph.engines.tensorrt import build as build_engine
+from kinograph.engines.cache import EngineCache
+from kinograph.engines.obtain import obtain
+from kinograph.engines.origin import Card, Portability, origin
 from kinograph.engines.tensorrt import capabilities
 from kinograph.engines.tensorrt_module import FULL, RTX
 from kinograph.engines.tensorrt_toolkit import TensorRT
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from kinograph.bundle import Bundle
     from kinograph.console import Console
     from kinograph.engines.protocol import Axes
-    from kinograph.engines.tensorrt import Built
     from kinograph.manifest import Manifest
 
 __all__ = ["BuildJob", "build", "card_text", "described"]
@@ -33,7 +33,8 @@ class BuildJob(NamedTuple):
     """What one `build` is to do: engines of `target` for `capabilities`, for videos of `width` × `height` pixels.
 
     Without `capabilities` it is the GPU's own. `output` is a folder for them besides the cache, or None; with
-    `into_bundle` they become files of the bundle. `workspace` is in bytes.
+    `into_bundle` they become files of the bundle. `workspace` is in bytes. Engines that `streams` asks for can leave
+    weights in the host's memory; those for `later_versions` and other `gpus` are of TensorRT alone.
     """
 
     bundle: str | None
@@ -47,6 +48,9 @@ class BuildJob(NamedTuple):
     workspace: int | None
     force: bool
     into_bundle: bool = False
+    streams: bool = False
+    later_versions: bool = False
+    gpus: Portability | None = None
 
 
 class Place(NamedTuple):
@@ -89,6 +93,9 @@ def described(card: Card) -> dict[str, Any]:
         "precision": card.origin.precision,
         "compute_capability": card.origin.capability,
         "device": card.origin.device,
+        "streams_weights": card.origin.streams,
+        "later_versions": card.origin.later_versions,
+        "gpus": card.origin.gpus,
         "builder": card.origin.builder,
         "axes": {axis: list(size) for axis, size in card.axes.items()},
         "bytes": card.bytes,
@@ -118,6 +125,12 @@ def _places(job: BuildJob) -> list[Place]:
         raise UsageError(
             "TensorRT builds for the GPU that it runs on, and takes no --sm. Leave it out, or use --target rtx, which "
             "builds for any"
+        )
+    if job.target == RTX and (job.later_versions or job.gpus):
+        option = "--later-versions" if job.later_versions else "--gpus"
+        raise UsageError(
+            f"{option} is for --target tensorrt: TensorRT for RTX builds for every compute capability that --sm names, "
+            "and loads only what its own version built. Leave it out"
         )
     if job.capabilities:
         known = capabilities()
@@ -150,22 +163,22 @@ def _obtain(
     job: BuildJob,
     console: Console,
 ) -> tuple[Card, bool]:
-    def make() -> Built:
-        return build_engine(
-            bundle,
-            component,
-            precision,
-            capability=place.capability,
-            axes=axes,
-            target=job.target,
-            workspace=job.workspace,
-            progress=lambda phase, done, total: console.update(done, total),
-        )
-
     wanted = origin(
-        bundle, component, precision, builder=toolkit.version, capability=place.capability, device=place.device
+        bundle,
+        component,
+        precision,
+        builder=toolkit.version,
+        capability=place.capability,
+        device=place.device,
+        streams=job.streams,
+        later_versions=job.later_versions,
+        gpus=job.gpus,
     )
-    return cache.obtain(wanted, axes, axes, make)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        console.update(done, total)
+
+    return obtain(cache, toolkit, bundle, wanted, axes, axes, progress, job.workspace)
 
 
 def _put(cache: EngineCache, card: Card, folder: Path, force: bool) -> str:

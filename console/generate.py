@@ -47,6 +47,7 @@ class Job(NamedTuple):
     device: str
     variant: str | None
     cuda_graphs: bool
+    weight_budget: int | None
     seconds: float | None
     output: str
     codec: str | None
@@ -68,7 +69,13 @@ def generate(job: Job, console: Console) -> list[dict[str, Any]]:
     sidecars = [_check_outputs(one) for one in jobs]
     console.start_stage("load")
     reports, rows = [], []
-    with kinograph.load(job.bundle, device=job.device, variant=job.variant, cuda_graphs=job.cuda_graphs) as pipe:
+    with kinograph.load(
+        job.bundle,
+        device=job.device,
+        variant=job.variant,
+        cuda_graphs=job.cuda_graphs,
+        weight_budget=job.weight_budget,
+    ) as pipe:
         for one, sidecar in zip(jobs, sidecars, strict=True):
             report, frames = _make(one, pipe, sidecar, console)
             reports.append(report)

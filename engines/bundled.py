@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kinograph.bundle import BundleWriter
-from kinograph.engines.cache import Card, Origin
+from kinograph.engines.origin import Card, Origin
 from kinograph.manifest import Engine
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def find_bundled(contents: Contents, wanted: Origin, axes: Axes) -> Card | None:
             capability=engine.capability,
             kinograph=engine.kinograph,
             device=engine.device,
+            streams=engine.streams,
+            later_versions=engine.later_versions,
+            gpus=engine.gpus,
         )
         card = Card(
             origin=own,
@@ -44,7 +47,7 @@ def find_bundled(contents: Contents, wanted: Origin, axes: Axes) -> Card | None:
             fused_attention=engine.fused_attention,
             file=engine.file,
         )
-        if own == wanted and card.takes(axes):
+        if own.serves(wanted) and card.takes(axes):
             found.append(card)
     return min(found, key=lambda card: card.width, default=None)
 
@@ -84,4 +87,5 @@ def _entry(card: Card, file: str) -> Engine:
 
 def _place(engine: Engine) -> tuple[object, ...]:
     """What an engine is for: of two with the same, the later one counts."""
-    return engine.component, engine.precision, engine.capability, engine.device, tuple(sorted(engine.axes.items()))
+    place = engine.capability, engine.device, engine.later_versions, engine.gpus
+    return engine.component, engine.precision, *place, engine.streams, tuple(sorted(engine.axes.items()))

@@ -19,118 +19,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kinograph.engines.origin import Card
 from kinograph.errors import EngineError, OutputError
 
 if TYPE_CHECKING:
-    from kinograph.engines.protocol import Axes, Contents
+    from kinograph.engines.origin import Origin
+    from kinograph.engines.protocol import Axes
     from kinograph.engines.tensorrt import Built
 
-__all__ = ["CACHE_VARIABLE", "Card", "EngineCache", "Origin", "cache_folder", "origin"]
+__all__ = ["CACHE_VARIABLE", "EngineCache", "cache_folder"]
 
 CACHE_VARIABLE = "KINOGRAPH_CACHE"
 _LIMIT = 64 << 30  # bytes of engines: those of a few large models
-_CARD, _ENGINE, _COMPILED, _LOCK = ".json", ".engine", ".compiled", ".lock"
-_FUSED = "_gemm_mha"  # in the name of a layer that does attention in one kernel
+_CARD, _ENGINE, _COMPILED, _TIMINGS, _LOCK = ".json", ".engine", ".compiled", ".timings", ".lock"
 _OTHERS = 0o022  # who may write, besides the owner
-
-
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides whether an engine is the one that is wanted, whatever its sizes.
-
-    `sources` is the sha256 over the graph's and its weights' own. `device` is the GPU's name where the builder timed
-    its choices on that GPU.
-    """
-
-    component: str
-    precision: str
-    sources: str
-    builder: str
-    capability: int
-    kinograph: str
-    device: str | None = None
-
-    @property
-    def key(self) -> str:
-        """What its engines' names begin with."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:32]
-
-
-class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known of an engine: its origin, sizes, bytes, sha256, and what its builder said of it.
-
-    `fused_attention` counts the attentions that one kernel does; `file` is its name in the bundle that it came with.
-    """
-
-    origin: Origin
-    axes: dict[str, tuple[int, int]]
-    bytes: int
-    sha256: str
-    activation_bytes: int
-    weight_bytes: int
-    layers: int
-    fused_attention: int
-    file: str | None = None
-
-    def takes(self, axes: Axes) -> bool:
-        """Whether it was built for all these sizes."""
-        return all(
-            axis in self.axes and self.axes[axis][0] <= least and most <= self.axes[axis][1]
-            for axis, (least, most) in axes.items()
-        )
-
-    @classmethod
-    def of(cls, origin: Origin, axes: Axes, built: Built) -> Card:
-        """The card of an engine that was just built."""
-        return cls(
-            origin=origin,
-            axes=dict(axes),
-            bytes=len(built.plan),
-            sha256=hashlib.sha256(built.plan).hexdigest(),
-            activation_bytes=built.activation_bytes,
-            weight_bytes=built.weight_bytes,
-            layers=len(built.layers),
-            fused_attention=sum(_FUSED in layer for layer in built.layers),
-        )
-
-    @property
-    def width(self) -> int:
-        """How many sizes it takes; of engines that do, the narrowest is the fastest."""
-        total = 1
-        for least, most in self.axes.values():
-            total *= most - least + 1
-        return total
-
-    @property
-    def name(self) -> str:
-        """Its files' name, without an ending."""
-        sizes = hashlib.sha256(msgspec.json.encode(sorted(self.axes.items()))).hexdigest()[:8]
-        return f"{self.origin.key}-{sizes}"
-
-    @property
-    def file_name(self) -> str:
-        """What its file is called outside the cache."""
-        return f"{self.origin.component}.{self.origin.precision}.sm{self.origin.capability}.engine"
-
-
-def origin(
-    contents: Contents, component: str, precision: str, *, builder: str, capability: int, device: str | None
-) -> Origin:
-    """Where an engine of a component would come from."""
-    from importlib.metadata import version
-
-    variant = contents.component(component).variants[precision]
-    total = hashlib.sha256()
-    for name in (variant.graph, *variant.weights):
-        total.update(contents.sha256(name).encode())
-    return Origin(
-        component=component,
-        precision=precision,
-        sources=total.hexdigest(),
-        builder=builder,
-        capability=capability,
-        kinograph=version("kinograph"),
-        device=device,
-    )
 
 
 def cache_folder() -> Path:
@@ -160,7 +62,7 @@ class EngineCache:
     def find(self, wanted: Origin, axes: Axes) -> Card | None:
         """The narrowest engine of that origin that takes these sizes, or None."""
         return min(
-            (c for c in self.cards() if c.origin == wanted and c.takes(axes)), key=lambda c: c.width, default=None
+            (c for c in self.cards() if c.origin.serves(wanted) and c.takes(axes)), key=lambda c: c.width, default=None
         )
 
     def obtain(self, wanted: Origin, needed: Axes, axes: Axes, build: Callable[[], Built]) -> tuple[Card, bool]:
@@ -238,12 +140,24 @@ class EngineCache:
                 self._make()
                 self._replace(self._path(card, _COMPILED), hashlib.sha256(builder.encode()).digest() + data)
 
+    def timings(self, wanted: Origin) -> bytes | None:
+        """What the builder of engines from there has timed on that GPU before, whatever it built."""
+        with contextlib.suppress(OSError):
+            return self._timings(wanted).read_bytes()
+        return None
+
+    def keep_timings(self, wanted: Origin, data: bytes) -> None:
+        """Keep what was timed; where it cannot be, it is timed again the next time."""
+        with contextlib.suppress(OSError, EngineError):
+            self._make()
+            self._replace(self._timings(wanted), data)
+
     def clean(self) -> list[Card]:
-        """Forget every engine, and whatever was compiled of those in bundles; returns what there was."""
+        """Forget every engine, whatever was compiled of those in bundles, and timings; returns what there was."""
         cards = self.cards()
         for card in cards:
             self.remove(card)
-        for path in self.folder.glob(f"*{_COMPILED}"):
+        for path in (*self.folder.glob(f"*{_COMPILED}"), *self.folder.glob(f"*{_TIMINGS}")):
             path.unlink(missing_ok=True)
         return cards
 
@@ -268,6 +182,10 @@ class EngineCache:
 
     def _path(self, card: Card, ending: str) -> Path:
         return self.folder / f"{card.name}{ending}"
+
+    def _timings(self, wanted: Origin) -> Path:
+        whose = f"{wanted.builder}, {wanted.capability}, {wanted.device}"
+        return self.folder / f"{hashlib.sha256(whose.encode()).hexdigest()[:32]}{_TIMINGS}"
 
     def _make(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -105,6 +105,10 @@ class CudaGpu:
                 )
                 self._staged = self._stream.record()
 
+    def copy(self, address: int, source: int, size: int) -> None:
+        with _told("memory could not be copied"):
+            self._view(address, size).copy_from(self._view(source, size), stream=self._stream)
+
     def fetch(self, address: int, size: int) -> Callable[[], Array]:
         with _told("data could not be copied from the GPU"):
             free = self._landings.setdefault(size, [])

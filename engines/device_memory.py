@@ -73,16 +73,16 @@ class DeviceMemory:
 
 
 class DeviceBuffer:
-    """A `Buffer` at an `address` of a GPU. One that is part of a table does not own its memory."""
+    """A `Buffer` at an `address` of a GPU. One that is a `row` of a table does not own its memory."""
 
     def __init__(self, memory: DeviceMemory, shape: tuple[int, ...], dtype: str, address: int | None = None) -> None:
         self.shape = shape
         self.dtype: np.dtype[Any] = np.dtype(NUMPY_DTYPES[dtype])
         self.bytes = math.prod(shape) * self.dtype.itemsize
         self._memory = memory
-        self._owned = address is None
+        self.row = address is not None
         self.address = memory.take(self.bytes) if address is None else address
-        if self._owned:
+        if not self.row:
             try:
                 memory.gpu.clear(self.address, self.bytes)
             except BaseException:
@@ -102,7 +102,7 @@ class DeviceBuffer:
         return lambda: wait().view(self.dtype).reshape(self.shape)
 
     def close(self) -> None:
-        if self._owned and self.address:
+        if not self.row and self.address:
             self._memory.give(self.address)
         self.address = 0
 

@@ -96,6 +96,11 @@ class FakeGpu:
         memory = self.at(address, data.size)
         self.enqueue(lambda: np.copyto(memory, data))
 
+    def copy(self, address: int, source: int, size: int) -> None:
+        self.call("copy")
+        memory, data = self.at(address, size), self.at(source, size)
+        self.enqueue(lambda: np.copyto(memory, data))
+
     def fetch(self, address: int, size: int) -> Callable[[], Array]:
         self.call("fetch")
         self._not_captured("fetch")
@@ -112,6 +117,10 @@ class FakeGpu:
         self.call("synchronize")
         self._not_captured("synchronize")
         self._flush()
+
+    @property
+    def capturing(self) -> bool:
+        return self._capturing is not None
 
     def capture(self, work: Callable[[], None]) -> FakeGraph:
         self.call("capture")

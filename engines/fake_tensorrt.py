@@ -15,49 +15,68 @@ from kinograph.engines.gpu import ALIGNMENT
 from kinograph.engines.host import NUMPY_DTYPES
 from kinograph.engines.ort import OrtDevice
 from kinograph.engines.protocol import Axes, Buffer, Contents, Device
-from kinograph.engines.tensorrt import Built, Progress
+from kinograph.engines.tensorrt import BuildOptions, Built, Progress
 from kinograph.errors import EngineError
 from kinograph.manifest import resolve_shape, solve_axes
 
 __all__ = ["FakePlan", "FakeToolkit"]
 
 _ARENA = 4096  # bytes of activations that every context says it needs
+_WEIGHTS = 1 << 20  # bytes of weights that every engine says it has
 
 
 class FakeToolkit:
     """A `Toolkit`; `contexts` and `plans` count what is open, `built` says what was built and for what.
 
+    `budgets` is what was allowed each engine that was loaded.
+
     Without `computes`, all that engines do is fill their outputs with zeros.
     """
 
     version = "Fake TensorRT 1.0"
-    times = False
 
-    def __init__(self, gpu: FakeGpu, contents: Contents, *, computes: bool = True) -> None:
-        self.gpu, self.contents, self.computes = gpu, contents, computes
+    def __init__(self, gpu: FakeGpu, contents: Contents, *, computes: bool = True, times: bool = False) -> None:
+        self.gpu, self.contents, self.computes, self.times = gpu, contents, computes, times
         self.built: list[tuple[str, Axes]] = []
+        self.budgets: dict[str, int | None] = {}
         self.plans = 0
         self.contexts = 0
         self.host: Device = OrtDevice(threads=1) if computes else FakeDevice()
 
     def build(
-        self, contents: Contents, component: str, precision: str, *, capability: int, axes: Axes, progress: Progress
+        self,
+        contents: Contents,
+        component: str,
+        precision: str,
+        *,
+        capability: int,
+        axes: Axes,
+        options: BuildOptions,
+        progress: Progress,
     ) -> Built:
         self.gpu.call("build")
         progress("build", 1, 1)
         self.built.append((component, axes))
-        plan = msgspec.json.encode([component, precision, {axis: list(size) for axis, size in axes.items()}])
-        return Built(plan, ("Name: _gemm_mha_v2",), _ARENA, 1)
+        sizes = {axis: list(size) for axis, size in axes.items()}
+        plan = msgspec.json.encode([component, precision, sizes, options.streams])
+        timings = (options.timings or b"") + component.encode() if self.times else None
+        return Built(plan, ("Name: _gemm_mha_v2",), _ARENA, _WEIGHTS, timings)
 
-    def load(self, plan: bytes, compiled: bytes | None) -> FakePlan:
+    def load(
+        self, plan: bytes, compiled: bytes | None, *, host_code: bool = False, weight_budget: int | None = None
+    ) -> FakePlan:
         self.gpu.call("load")
-        component, precision, axes = msgspec.json.decode(plan)
-        return FakePlan(self, component, precision, axes)
+        component, precision, axes, streams = msgspec.json.decode(plan)
+        _check(streams == (weight_budget is not None), "a budget is for an engine that streams, which needs one")
+        self.budgets[component] = weight_budget
+        return FakePlan(self, component, precision, axes, streams=streams)
 
 
 class FakePlan:
-    def __init__(self, toolkit: FakeToolkit, component: str, precision: str, axes: dict[str, list[int]]) -> None:
-        self.toolkit, self.component, self.axes = toolkit, component, axes
+    def __init__(
+        self, toolkit: FakeToolkit, component: str, precision: str, axes: dict[str, list[int]], *, streams: bool
+    ) -> None:
+        self.toolkit, self.component, self.axes, self.streams = toolkit, component, axes, streams
         self.engine = toolkit.host.open(toolkit.contents, component, precision)
         self.closed = False
         toolkit.plans += 1
@@ -87,10 +106,14 @@ class FakeContext:
         self.closed = False
         plan.toolkit.contexts += 1
 
+    def capturable(self, stream: int) -> bool:
+        return not self.plan.streams
+
     def enqueue(self, addresses: Mapping[str, int], arena: int, stream: int) -> None:
         gpu, engine = self.plan.toolkit.gpu, self.plan.engine
         _check(not self.closed and not self.plan.closed, "what was closed is run")
         _check(stream == gpu.stream, f"stream {stream} is not the GPU's")
+        _check(self.capturable(stream) or not gpu.capturing, "what streams its weights is captured")
         gpu.call("enqueue")
         scratch = gpu.at(arena, self.arena_bytes)
         memory = {

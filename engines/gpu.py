@@ -72,6 +72,10 @@ class Gpu(Protocol):
         """Copy an array in; it may be changed as soon as this returns."""
         ...
 
+    def copy(self, address: int, source: int, size: int) -> None:
+        """Copy `size` bytes from one place on the GPU to another."""
+        ...
+
     def fetch(self, address: int, size: int) -> Callable[[], Array]:
         """Start to copy `size` bytes out; the result, once called, waits for them: uint8 [size]."""
         ...

@@ -26,6 +26,11 @@ _TRIALS = 2  # the first of which loads and compiles what the second is timed wi
 class Runnable(Protocol):
     """What a `Call` runs. It is one and the same thing as long as a graph of it may be launched."""
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a graph can hold it."""
+        ...
+
     def enqueue(self, addresses: Addresses) -> None:
         """Ask the stream for one run."""
         ...
@@ -114,6 +119,8 @@ class Launcher:
         """Where the graph ends that begins with step `start`: with as many as there is time for, and at least one."""
         total, end = 0.0, start
         while end < len(steps) and (end == start or total < self._longest):
+            if not all(call.what.capturable for call in steps[end]):
+                return max(end, start + 1)
             total += sum(self._seconds[call.what] for call in steps[end])
             end += total <= self._longest or end == start
         return end

@@ -189,13 +189,17 @@ class OrtEngine:
         if self._session is None:
             raise EngineError(f"{self.component} was closed and cannot run")
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._run_options())
         except Exception as exc:  # as above
             if _OUT_OF_MEMORY.search(str(exc)):
                 raise MemoryLimitError(
                     f"{self.component} ran out of memory ({exc}). Ask for a smaller --size or fewer --frames."
                 ) from exc
             raise EngineError(f"{self.component} failed in ONNX Runtime {ort.__version__}: {exc}") from exc
+
+    def _run_options(self) -> ort.RunOptions | None:
+        """How the next run is to be done."""
+        return None
 
     def close(self) -> None:
         self._session = None

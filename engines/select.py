@@ -15,7 +15,7 @@ from kinograph.errors import EngineError, KinographError, UsageError
 if TYPE_CHECKING:
     from kinograph.engines.protocol import Device
 
-__all__ = ["DEVICE_VARIABLE", "Candidate", "candidates", "chosen_name", "open_device", "open_next"]
+__all__ = ["DEVICE_VARIABLE", "Candidate", "Settings", "candidates", "chosen_name", "open_device", "open_next"]
 
 DEVICE_VARIABLE = "KINOGRAPH_DEVICE"
 _CUDA = re.compile(r"cuda(?::([0-9]{1,3}))?\Z")
@@ -23,13 +23,23 @@ _AUTO, _CPU = "auto", "cpu"
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")  # there with a driver, on a Jetson too
 
 
+class Settings(NamedTuple):
+    """How a GPU runs: its loop as CUDA graphs, and with at most so many bytes of a component's weights on it."""
+
+    graphs: bool = True
+    weight_budget: int | None = None
+
+
+_DEFAULT = Settings()
+
+
 class Candidate(NamedTuple):
-    """A backend on a device: `open` makes the device, with CUDA graphs or without, where `why_not` is None."""
+    """A backend on a device: `open` makes the device where `why_not` is None."""
 
     name: str
     backend: str
     why_not: str | None
-    open: Callable[[bool], Device]
+    open: Callable[[Settings], Device]
 
 
 def chosen_name(name: str = _AUTO) -> str:
@@ -50,46 +60,47 @@ def candidates(name: str = _AUTO) -> Iterator[Candidate]:
         for backend, why_not, opened in _ON_CUDA:
             yield Candidate(f"cuda:{index}", backend, why_not(index), partial(opened, index))
     if name in (_AUTO, _CPU):
-        yield Candidate(_CPU, "onnxruntime", None, lambda graphs: _open_cpu())
+        yield Candidate(_CPU, "onnxruntime", None, _open_cpu)
 
 
-def open_device(name: str = _AUTO, *, graphs: bool = True) -> Device:
+def open_device(name: str = _AUTO, settings: Settings = _DEFAULT) -> Device:
     """The device called `name`: `auto` is what KINOGRAPH_DEVICE says, else the best there is.
 
-    Without `graphs` a GPU runs every step of the loop by itself. Where there is a GPU and `auto` cannot use it as well
+    Where there is a GPU and `auto` cannot use it as well
     as might be, a RuntimeWarning says why. Raises EngineError, with every reason, where none can
     be used, UsageError for a name nobody knows.
     """
-    device, reasons = _first(candidates(name), graphs, [])
+    device, reasons = _first(candidates(name), settings, [])
     if reasons and any(Path(path).exists() for path in _GPU_FILES):
         warnings.warn(f"{device.backend} is used: {'; '.join(reasons)}", RuntimeWarning, stacklevel=2)
     return device
 
 
-def open_next(device: Device, why: str, *, graphs: bool = True) -> Device | None:
+def open_next(device: Device, why: str, settings: Settings = _DEFAULT) -> Device | None:
     """The next best device where `device`, which `auto` chose, turned out to be of no use; None after the last."""
     rest = iter(candidates(_AUTO))
     for candidate in rest:
         if device.name == candidate.name and device.backend.startswith(candidate.backend):
             break
     try:
-        other, reasons = _first(rest, graphs, [why])
+        other, reasons = _first(rest, settings, [why])
     except EngineError:
         return None
     warnings.warn(f"{other.backend} is used: {'; '.join(reasons)}", RuntimeWarning, stacklevel=2)
     return other
 
 
-def _first(rest: Iterator[Candidate], graphs: bool, reasons: list[str]) -> tuple[Device, list[str]]:
+def _first(rest: Iterator[Candidate], settings: Settings, reasons: list[str]) -> tuple[Device, list[str]]:
     for candidate in rest:
         if candidate.why_not is None:
             try:
-                return candidate.open(graphs), reasons
+                return candidate.open(settings), reasons
             except EngineError as exc:
                 reasons.append(f"{candidate.backend} on {candidate.name}: {exc}")
         else:
             reasons.append(f"{candidate.backend} on {candidate.name}: {candidate.why_not}")
-    raise EngineError("; ".join(reasons) + ". Use --device cpu")
+    instead = "Use --device cpu" if settings.weight_budget is None else "Leave out --weight-budget"
+    raise EngineError(f"{'; '.join(reasons)}. {instead}")
 
 
 def _no_gpu(index: int) -> str | None:
@@ -132,33 +143,41 @@ def _no_ort_cuda(index: int) -> str | None:
     return _no_gpu(index)
 
 
-def _open_tensorrt(target: str) -> Callable[[int, bool], Device]:
-    def opened(index: int, graphs: bool) -> Device:
+def _open_tensorrt(target: str) -> Callable[[int, Settings], Device]:
+    def opened(index: int, settings: Settings) -> Device:
         from kinograph.engines.cache import EngineCache
         from kinograph.engines.cuda import CudaGpu
         from kinograph.engines.tensorrt_device import TensorRTDevice
         from kinograph.engines.tensorrt_toolkit import TensorRT
 
-        toolkit = TensorRT(target)
-        return TensorRTDevice(CudaGpu(index), toolkit, EngineCache(), graphs=graphs)
+        toolkit, gpu = TensorRT(target), CudaGpu(index)
+        budget = settings.weight_budget
+        return TensorRTDevice(gpu, toolkit, EngineCache(), graphs=settings.graphs, weight_budget=budget)
 
     return opened
 
 
-def _open_ort_cuda(index: int, graphs: bool) -> Device:
+def _open_ort_cuda(index: int, settings: Settings) -> Device:
+    _check_no_budget(settings)
     from kinograph.engines.cuda import CudaGpu
     from kinograph.engines.ort_cuda import OrtCudaDevice
 
-    return OrtCudaDevice(CudaGpu(index))
+    return OrtCudaDevice(CudaGpu(index), graphs=settings.graphs)
 
 
-def _open_cpu() -> Device:
+def _open_cpu(settings: Settings) -> Device:
+    _check_no_budget(settings)
     from kinograph.engines.ort import OrtDevice
 
     return OrtDevice()
 
 
-_ON_CUDA: tuple[tuple[str, Callable[[int], str | None], Callable[[int, bool], Device]], ...] = (
+def _check_no_budget(settings: Settings) -> None:
+    if settings.weight_budget is not None:
+        raise EngineError("a --weight-budget is TensorRT's, and nothing else leaves weights in the host's memory")
+
+
+_ON_CUDA: tuple[tuple[str, Callable[[int], str | None], Callable[[int, Settings], Device]], ...] = (
     ("TensorRT for RTX", _no_tensorrt("rtx"), _open_tensorrt("rtx")),
     ("TensorRT", _no_tensorrt("tensorrt"), _open_tensorrt("tensorrt")),
     ("onnxruntime", _no_ort_cuda, _open_ort_cuda),

@@ -13,16 +13,17 @@ from kinograph.engines.needs import check_capability, runs_on
 from kinograph.engines.rewrites.attention16 import attention_to_16_bits
 from kinograph.engines.rewrites.symmetric import affine_to_symmetric, biases_to_float
 from kinograph.engines.rewrites.table import dequantise_tables
-from kinograph.engines.tensorrt_module import NAMES, RTX, find_module, listening
+from kinograph.engines.tensorrt_module import FULL, NAMES, RTX, find_module, listening
 from kinograph.engines.weights import map_weights
 from kinograph.errors import EngineError, UsageError
 from kinograph.manifest import resolve_shape
 
 if TYPE_CHECKING:
+    from kinograph.engines.origin import Portability
     from kinograph.engines.protocol import Axes, Contents
     from kinograph.manifest import Variant
 
-__all__ = ["Built", "Progress", "build", "capabilities"]
+__all__ = ["BuildOptions", "Built", "Progress", "build", "capabilities"]
 
 _ATTENTION = {"ATTENTION_INPUT": "IAttentionInputLayer", "ATTENTION_OUTPUT": "IAttentionOutputLayer"}
 
@@ -31,12 +32,34 @@ Progress = Callable[[str, int, int], None]
 
 
 class Built(NamedTuple):
-    """An engine, what its layers are in TensorRT's words, and the bytes of activations and weights it will need."""
+    """An engine, what its layers are in TensorRT's words, and the bytes of activations and weights it will need.
+
+    `timings` is all that the builder has timed, these and those it was given, where it times.
+    """
 
     plan: bytes
     layers: tuple[str, ...]
     activation_bytes: int
     weight_bytes: int
+    timings: bytes | None = None
+
+
+class BuildOptions(NamedTuple):
+    """How an engine is built.
+
+    `workspace` is the most memory, in bytes, that a layer may use to be fast. With `streams`, weights may stay in the
+    host's memory when it runs, and its loop is no CUDA graph. `later_versions` and `gpus` are TensorRT's alone, and so
+    is `timings`, from builds before.
+    """
+
+    workspace: int | None = None
+    streams: bool = False
+    later_versions: bool = False
+    gpus: Portability | None = None
+    timings: bytes | None = None
+
+
+_DEFAULT = BuildOptions()
 
 
 def _unheard(phase: str, done: int, total: int) -> None: ...
@@ -56,14 +79,14 @@ def build(
     capability: int,
     axes: Axes,
     target: str = RTX,
-    workspace: int | None = None,
+    options: BuildOptions = _DEFAULT,
     progress: Progress = _unheard,
 ) -> Built:
     """A component as a TensorRT engine for GPUs of one compute capability, for sizes within `axes`.
 
-    Every type is the graph's own. Attention that has no kernel of its own is taken apart. `workspace` is the most
-    memory, in bytes, that a layer may use to be fast. With the target `tensorrt`, `capability` must be that of the GPU
-    at hand. Raises UsageError for a capability or a variant that there is none of, EngineError where TensorRT refuses.
+    Every type is the graph's own. Attention that has no kernel of its own is taken apart. With the target `tensorrt`,
+    `capability` must be that of the GPU at hand. Raises UsageError for a capability, a variant or an option that there
+    is none of, EngineError where TensorRT refuses.
     """
     trt = find_module(target)
     if target == RTX and capability not in (known := capabilities()):
@@ -85,11 +108,8 @@ def build(
     weights = _parse(trt, network, logger, contents, variant, quantised=quantised)
     _take_attention_apart(trt, network)
     config = builder.create_builder_config()
-    if target == RTX:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), 0)
-    if workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    _set_options(trt, config, target, capability, options)
+    timings = _set_timings(config, options.timings) if target == FULL else None
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = _monitor(trt, progress)
     config.add_optimization_profile(_profile(builder, variant, axes))
@@ -100,7 +120,38 @@ def build(
             f"{NAMES[target]} {trt.__version__} cannot build {component} in {precision} for compute capability "
             f"{capability}: {logger.told()}. Try another --variant"
         )
-    return Built(bytes(plan), logger.layers, logger.bytes("Activation"), logger.bytes("Weights"))
+    timed = None if timings is None else bytes(timings.serialize())
+    return Built(bytes(plan), logger.layers, logger.bytes("Activation"), logger.bytes("Weights"), timed)
+
+
+def _set_options(trt: Any, config: Any, target: str, capability: int, options: BuildOptions) -> None:
+    """Raises UsageError for what this TensorRT has none of."""
+    flags, levels = trt.BuilderFlag, trt.HardwareCompatibilityLevel.__members__
+    if target == RTX:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), 0)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.streams:
+        config.set_flag(flags.WEIGHT_STREAMING)
+    elif hasattr(flags, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX might allocate, which no CUDA graph can hold
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
+    if options.later_versions:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    if options.gpus is not None:
+        level = options.gpus.upper().replace("-", "_").replace("SAME_", "SAME_COMPUTE_")
+        if level not in levels:
+            raise UsageError(f"TensorRT {trt.__version__} builds no engines for {options.gpus}. Use a later version")
+        config.hardware_compatibility_level = levels[level]
+
+
+def _set_timings(config: Any, timings: bytes | None) -> Any:
+    """Let the builder look up what was timed before, unless another GPU or version did; returns where it adds to."""
+    cache = config.create_timing_cache(timings) if timings else None
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

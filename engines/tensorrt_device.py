@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from kinograph.engines.bundled import find_bundled
-from kinograph.engines.cache import Card, EngineCache, Origin, origin
+from kinograph.engines.cache import EngineCache
 from kinograph.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTable
 from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.launch import LONGEST, Launcher
 from kinograph.engines.needs import runs_on
+from kinograph.engines.obtain import obtain
+from kinograph.engines.origin import Card, Origin, origin
 from kinograph.engines.tensorrt_engine import Arena, TensorRTEngine
 from kinograph.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from kinograph.engines.gpu import Gpu
     from kinograph.engines.protocol import Array, Axes, Contents
-    from kinograph.engines.tensorrt import Built, Progress
+    from kinograph.engines.tensorrt import Progress
     from kinograph.engines.tensorrt_toolkit import Plan, Toolkit
 
 __all__ = ["TensorRTDevice"]
@@ -26,14 +28,25 @@ _VARIANTS = ("int4-weights", "nvfp4", "mxfp8", "fp8", "int8", "bf16", "fp16", "f
 
 
 class TensorRTDevice:
-    """A GPU with TensorRT. It owns `gpu`; without `graphs` every run is launched by itself."""
+    """A GPU with TensorRT. It owns `gpu`; without `graphs` every run is launched by itself.
+
+    Of a component with more than `weight_budget` bytes of weights, the rest stays in the host's memory, and is copied
+    to the GPU whenever it is needed.
+    """
 
     asynchronous = True
 
     def __init__(
-        self, gpu: Gpu, toolkit: Toolkit, cache: EngineCache, *, graphs: bool = True, longest: float = LONGEST
+        self,
+        gpu: Gpu,
+        toolkit: Toolkit,
+        cache: EngineCache,
+        *,
+        graphs: bool = True,
+        longest: float = LONGEST,
+        weight_budget: int | None = None,
     ) -> None:
-        self.gpu, self.toolkit, self.cache = gpu, toolkit, cache
+        self.gpu, self.toolkit, self.cache, self.weight_budget = gpu, toolkit, cache, weight_budget
         self.memory = DeviceMemory(gpu)
         self.launcher = Launcher(gpu, graphs=graphs, longest=longest)
         self.memory.on_trim(self.launcher.forget)
@@ -87,10 +100,11 @@ class TensorRTDevice:
         needed = {axis: (size, size) for axis, size in sizes.items()}
         card = self._find(bundle, component, precision, needed)
         if card is not None:
-            return Footprint(card.weight_bytes or card.bytes, card.activation_bytes)
-        variant = bundle.component(component).variants[precision]
-        weights = sum(bundle.map(name).size for name in variant.weights)
-        return Footprint(weights, activation_bytes(bundle, variant, sizes))
+            weights, activations = card.weight_bytes or card.bytes, card.activation_bytes
+        else:
+            weights = _weights(bundle, component, precision)
+            activations = activation_bytes(bundle, bundle.component(component).variants[precision], sizes)
+        return Footprint(weights if self.weight_budget is None else min(weights, self.weight_budget), activations)
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return self.launcher.repeat(body, count)
@@ -118,13 +132,7 @@ class TensorRTDevice:
             return found
         planned = self._axes.get(component, needed)
         axes = planned if _within(needed, planned) else needed
-
-        def build() -> Built:
-            return self.toolkit.build(
-                bundle, component, precision, capability=self.gpu.capability, axes=axes, progress=self._progress
-            )
-
-        return self.cache.obtain(wanted, needed, axes, build)[0]
+        return obtain(self.cache, self.toolkit, bundle, wanted, needed, axes, self._progress)[0]
 
     def load(self, bundle: Contents, component: str, precision: str, needed: Axes) -> tuple[Card, Plan]:
         """An engine for these sizes, on the GPU. One that is not what its card says is built again."""
@@ -132,7 +140,10 @@ class TensorRTDevice:
             card = self.card(bundle, component, precision, needed)
             plan = bundle.read(card.file) if card.file else self.cache.read(card)
             if plan is not None:
-                return card, self.toolkit.load(plan, self.cache.compiled(card, self.backend))
+                compiled = self.cache.compiled(card, self.backend)
+                budget = self.weight_budget if card.origin.streams else None
+                host_code = card.origin.later_versions
+                return card, self.toolkit.load(plan, compiled, host_code=host_code, weight_budget=budget)
         raise EngineError(
             f"{card.name} in {self.cache.folder} is altered as soon as it is written; expected a folder that nothing "
             "else writes. Set KINOGRAPH_CACHE to another"
@@ -158,7 +169,13 @@ class TensorRTDevice:
             builder=self.toolkit.version,
             capability=self.gpu.capability,
             device=self.gpu.name if self.toolkit.times else None,
+            streams=self.weight_budget is not None and _weights(bundle, component, precision) > self.weight_budget,
         )
+
+
+def _weights(bundle: Contents, component: str, precision: str) -> int:
+    """Bytes of weights of a component."""
+    return sum(bundle.map(name).size for name in bundle.component(component).variants[precision].weights)
 
 
 def _within(inner: Axes, outer: Axes) -> bool:

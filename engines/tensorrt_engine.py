@@ -11,7 +11,7 @@ from kinograph.errors import EngineError
 from kinograph.manifest import solve_axes
 
 if TYPE_CHECKING:
-    from kinograph.engines.cache import Card
+    from kinograph.engines.origin import Card
     from kinograph.engines.protocol import Buffer, Contents
     from kinograph.engines.tensorrt_device import TensorRTDevice
     from kinograph.engines.tensorrt_toolkit import Context, Plan
@@ -122,6 +122,10 @@ class _Ready:
     def __init__(self, context: Context, device: TensorRTDevice, outputs: Mapping[str, int]) -> None:
         self.context = context
         self._device, self._outputs = device, outputs
+
+    @property
+    def capturable(self) -> bool:
+        return self.context.capturable(self._device.gpu.stream)
 
     def enqueue(self, addresses: Addresses) -> None:
         self.context.enqueue(dict(addresses), self._device.arena.address, self._device.gpu.stream)

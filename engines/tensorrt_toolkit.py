@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kinograph.engines.tensorrt import Built, Progress, build
+from kinograph.engines.tensorrt import BuildOptions, Built, Progress, build
 from kinograph.engines.tensorrt_module import NAMES, RTX, find_module, listening
 from kinograph.errors import EngineError
 
@@ -27,6 +27,10 @@ class Context(Protocol):
 
     @property
     def arena_bytes(self) -> int: ...
+
+    def capturable(self, stream: int) -> bool:
+        """Whether a CUDA graph can hold its runs on that stream."""
+        ...
 
     def enqueue(self, addresses: Mapping[str, int], arena: int, stream: int) -> None:
         """Ask `stream` for a run on these buffers, with `arena_bytes` of memory at `arena`. Raises EngineError."""
@@ -63,13 +67,27 @@ class Toolkit(Protocol):
         ...
 
     def build(
-        self, contents: Contents, component: str, precision: str, *, capability: int, axes: Axes, progress: Progress
+        self,
+        contents: Contents,
+        component: str,
+        precision: str,
+        *,
+        capability: int,
+        axes: Axes,
+        options: BuildOptions,
+        progress: Progress,
     ) -> Built:
         """A component as an engine for a compute capability, for sizes within `axes`."""
         ...
 
-    def load(self, plan: bytes, compiled: bytes | None) -> Plan:
-        """Load an engine onto the current GPU. Raises EngineError, which says why it does not fit there."""
+    def load(
+        self, plan: bytes, compiled: bytes | None, *, host_code: bool = False, weight_budget: int | None = None
+    ) -> Plan:
+        """Load an engine onto the current GPU. Raises EngineError, which says why it does not fit there.
+
+        One for later versions brings a runtime of its own, which is `host_code`. Of one that streams, no more than
+        `weight_budget` bytes of weights stay on the GPU.
+        """
         ...
 
 
@@ -91,15 +109,34 @@ class TensorRT:
         return self.target != RTX
 
     def build(
-        self, contents: Contents, component: str, precision: str, *, capability: int, axes: Axes, progress: Progress
+        self,
+        contents: Contents,
+        component: str,
+        precision: str,
+        *,
+        capability: int,
+        axes: Axes,
+        options: BuildOptions,
+        progress: Progress,
     ) -> Built:
+        target = self.target
         return build(
-            contents, component, precision, capability=capability, axes=axes, target=self.target, progress=progress
+            contents,
+            component,
+            precision,
+            capability=capability,
+            axes=axes,
+            target=target,
+            options=options,
+            progress=progress,
         )
 
-    def load(self, plan: bytes, compiled: bytes | None) -> Plan:
+    def load(
+        self, plan: bytes, compiled: bytes | None, *, host_code: bool = False, weight_budget: int | None = None
+    ) -> Plan:
         if self._runtime is None:
             self._runtime = self._trt.Runtime(self._logger)
+        self._runtime.engine_host_code_allowed = host_code
         self._logger.errors.clear()
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -107,7 +144,9 @@ class TensorRT:
                 f"{self.version} cannot load an engine: {self._why_not(plan)}. Remove it with "
                 "`kinograph build --clean`; it is built again when it is needed"
             )
-        return _Plan(self._trt, engine, self._logger, compiled)
+        if weight_budget is not None:
+            engine.weight_streaming_budget_v2 = min(weight_budget, engine.streamable_weights_size)
+        return _Plan(self._trt, engine, self._logger, compiled, streams=weight_budget is not None)
 
     def _why_not(self, plan: bytes) -> str:
         """What is wrong with a plan, as far as TensorRT says it."""
@@ -119,8 +158,8 @@ class TensorRT:
 
 
 class _Plan:
-    def __init__(self, trt: Any, engine: Any, logger: Any, compiled: bytes | None) -> None:
-        self._trt, self._engine, self._logger = trt, engine, logger
+    def __init__(self, trt: Any, engine: Any, logger: Any, compiled: bytes | None, *, streams: bool) -> None:
+        self._trt, self._engine, self._logger, self._streams = trt, engine, logger, streams
         self._cache: Any = None
         self._config: Any = None
         if hasattr(engine, "create_runtime_config"):
@@ -148,7 +187,7 @@ class _Plan:
                     f"the engine takes no {name} of shape {list(shape)}: {self._logger.told()}. "
                     "Build one for this --size and --frames"
                 )
-        return _Context(context, self._logger)
+        return _Context(context, self._logger, streams=self._streams)
 
     def compiled(self) -> bytes | None:
         return None if self._cache is None else bytes(self._cache.serialize())
@@ -158,9 +197,13 @@ class _Plan:
 
 
 class _Context:
-    def __init__(self, context: Any, logger: Any) -> None:
-        self._context, self._logger = context, logger
+    def __init__(self, context: Any, logger: Any, *, streams: bool) -> None:
+        self._context, self._logger, self._streams = context, logger, streams
         self.arena_bytes = int(context.update_device_memory_size_for_shapes())
+
+    def capturable(self, stream: int) -> bool:
+        asked = getattr(self._context, "is_stream_capturable", None)  # which TensorRT for RTX has
+        return not self._streams and (asked is None or bool(asked(stream)))
 
     def enqueue(self, addresses: Mapping[str, int], arena: int, stream: int) -> None:
         context = self._context

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from kinograph.engines.select import chosen_name, open_device, open_next
+from kinograph.engines.select import Settings, chosen_name, open_device, open_next
 from kinograph.errors import BundleError, EngineError, RequestError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime.clip import Clip, Middle
@@ -61,17 +61,19 @@ def load(
     device: str = "auto",
     variant: str | None = None,
     cuda_graphs: bool = True,
+    weight_budget: int | None = None,
 ) -> Pipeline:
     """Open a bundle: a folder, a name looked up in KINOGRAPH_BUNDLES, or None for the built-in starter model.
 
     `device` is auto, cpu, cuda or cuda:N; `variant` a precision the bundle has, by default the best for the device.
-    Without `cuda_graphs` a GPU runs the loop a step at a time. Every file is verified first. Raises BundleError,
-    UsageError or EngineError.
+    Without `cuda_graphs` a GPU runs the loop a step at a time. `weight_budget` is the most bytes of a component's
+    weights that TensorRT keeps on the GPU: the rest stays in the host's memory, and every step copies it over. Every
+    file is verified first. Raises BundleError, UsageError or EngineError.
     """
-    bundle = open_bundle(path)
+    bundle, settings = open_bundle(path), Settings(cuda_graphs, weight_budget)
     try:
-        fall_back = partial(open_next, graphs=cuda_graphs) if chosen_name(device) == "auto" else None
-        return Pipeline(bundle, open_device(device, graphs=cuda_graphs), variant, fall_back)
+        fall_back = partial(open_next, settings=settings) if chosen_name(device) == "auto" else None
+        return Pipeline(bundle, open_device(device, settings), variant, fall_back)
     except BaseException:
         bundle.close()
         raise

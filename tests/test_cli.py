@@ -96,7 +96,7 @@ class FakePipeline:
 
 
 def fake_load(
-    path: str | None = None, *, device: str = "auto", variant: str | None = None, cuda_graphs: bool = True
+    path: str | None = None, *, device: str = "auto", variant: str | None = None, **settings: object
 ) -> FakePipeline:
     if path not in (None, "fake"):
         raise errors.BundleError(f"no bundle at {path}")

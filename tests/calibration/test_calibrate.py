@@ -18,7 +18,8 @@ from kinograph.calibration.quality import Bars, psnr, ssim
 from kinograph.cli import main
 from kinograph.console.judges import JUDGES
 from kinograph.engines.bundled import write_engines
-from kinograph.engines.cache import Card, EngineCache, origin
+from kinograph.engines.cache import EngineCache
+from kinograph.engines.origin import Card, origin
 from kinograph.engines.tensorrt import Built
 from kinograph.errors import NumericError, RequestError, UsageError
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kinograph.engines.cache import Card, EngineCache, Origin, cache_folder
+from kinograph.engines.cache import EngineCache, cache_folder
+from kinograph.engines.origin import Card, Origin
 from kinograph.engines.tensorrt import Built
 from kinograph.errors import EngineError, OutputError
 
@@ -39,6 +40,31 @@ def test_what_was_built_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("built", "wanted", "serves"),
+    [
+        ({"later_versions": True}, {"builder": "TensorRT 10.9.0"}, True),
+        ({"later_versions": True}, {"builder": "TensorRT 10.2.9"}, False),
+        ({"later_versions": True}, {"builder": "TensorRT 11.0.0"}, False),
+        ({"later_versions": True}, {"builder": "TensorRT for RTX 10.9.0"}, False),
+        ({}, {"builder": "TensorRT 10.9.0"}, False),
+        ({"gpus": "same-capability"}, {"device": "RTX 4060"}, True),
+        ({"gpus": "same-capability"}, {"device": "RTX 3060", "capability": 86}, False),
+        ({"gpus": "ampere-plus"}, {"device": "RTX 3060", "capability": 86}, True),
+        ({"gpus": "ampere-plus"}, {"device": "RTX 2060", "capability": 75}, False),
+        ({"gpus": "ampere-plus"}, {"device": "RTX 4060", "gpus": "same-capability"}, False),
+        ({"gpus": "ampere-plus", "later_versions": True}, {"device": "RTX 4060", "builder": "TensorRT 10.4.0"}, True),
+    ],
+)
+def test_a_portable_engine_serves_where_it_may(
+    built: dict[str, object], wanted: dict[str, object], serves: bool
+) -> None:
+    here = msgspec.structs.replace(ORIGIN, builder="TensorRT 10.3.0", device="RTX 4090")
+    own = msgspec.structs.replace(here, **built)
+    assert own.serves(msgspec.structs.replace(here, **wanted)) == serves
+    assert own.serves(own)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"sources": "1" * 64},
@@ -48,6 +74,9 @@ def test_what_was_built_is_found(tmp_path: Path) -> None:
         {"component": "decoder_first"},
         {"kinograph": "0.2.0"},
         {"device": "another GPU"},
+        {"streams": True},
+        {"later_versions": True},
+        {"gpus": "ampere-plus"},
     ],
 )
 def test_whatever_changes_makes_it_another_engine(tmp_path: Path, change: dict[str, object]) -> None:

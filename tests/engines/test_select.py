@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kinograph.engines import select
-from kinograph.engines.select import candidates, chosen_name, open_device, open_next
+from kinograph.engines.select import Settings, candidates, chosen_name, open_device, open_next
 from kinograph.errors import EngineError, UsageError
 
 
@@ -19,15 +19,15 @@ def opened(backend: str, name: str) -> Any:
 
 
 @pytest.fixture
-def backends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, bool]]]:
+def backends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, Settings]]]:
     """Puts backends in place of those on CUDA: their names, and why each cannot be used, or what it fails with."""
 
-    def put(*found: tuple[str, str | EngineError | None], gpu: bool = True) -> list[tuple[str, bool]]:
-        asked: list[tuple[str, bool]] = []
+    def put(*found: tuple[str, str | EngineError | None], gpu: bool = True) -> list[tuple[str, Settings]]:
+        asked: list[tuple[str, Settings]] = []
 
         def of(name: str, problem: str | EngineError | None) -> Any:
-            def open_one(index: int, graphs: bool) -> Any:
-                asked.append((name, graphs))
+            def open_one(index: int, settings: Settings) -> Any:
+                asked.append((name, settings))
                 if isinstance(problem, EngineError):
                     raise problem
                 return opened(name, f"cuda:{index}")
@@ -35,7 +35,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, b
             return name, lambda index: problem if isinstance(problem, str) else None, open_one
 
         monkeypatch.setattr(select, "_ON_CUDA", tuple(of(*one) for one in found))
-        monkeypatch.setattr(select, "_open_cpu", lambda: opened("onnxruntime", "cpu"))
+        monkeypatch.setattr(select, "_open_cpu", lambda settings: opened("onnxruntime", "cpu"))
         monkeypatch.setattr(select, "_GPU_FILES", ("/dev/null",) if gpu else ("/nowhere",))
         monkeypatch.delenv("KINOGRAPH_DEVICE", raising=False)
         return asked
@@ -77,10 +77,15 @@ def test_a_gpu_that_is_asked_for_is_not_swapped_for_the_cpu(backends: Callable[.
         open_device("cuda:1")
 
 
-def test_whether_graphs_are_wanted_is_handed_on(backends: Callable[..., Any]) -> None:
-    asked = backends(("RTX", None))
-    open_device("cuda", graphs=False)
-    assert asked == [("RTX", False)]
+def test_how_it_is_to_run_is_handed_on(backends: Callable[..., Any]) -> None:
+    asked, settings = backends(("RTX", None)), Settings(graphs=False, weight_budget=1 << 30)
+    open_device("cuda", settings)
+    assert asked == [("RTX", settings)]
+
+
+def test_a_weight_budget_is_not_passed_over() -> None:
+    with pytest.raises(EngineError, match=r"onnxruntime on cpu: a --weight-budget is TensorRT's.*Leave out --weight-b"):
+        open_device("cpu", Settings(weight_budget=1 << 20))
 
 
 def test_what_turned_out_to_be_of_no_use_gives_way_to_the_next(backends: Callable[..., Any]) -> None:

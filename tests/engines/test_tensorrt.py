@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -62,6 +64,41 @@ def test_sixteen_bit_attention_is_one_kernel() -> None:
     for dtype in ("float16", "bfloat16", "float"):
         built = tensorrt.build(Attention(dtype), "step", "any", capability=89, axes={"F": (64, 1024)})
         assert any("mha" in layer for layer in built.layers) == (dtype != "float")
+
+
+def test_weights_can_stream(bundle: Bundle) -> None:
+    options = tensorrt.BuildOptions(streams=True)
+    assert tensorrt.build(bundle, "text_encoder", "fp32", capability=89, axes=AXES, options=options).plan
+
+
+def test_what_tensorrt_alone_can_is_asked_of_it() -> None:
+    """The options that TensorRT for RTX knows by name and TensorRT by effect."""
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    flags: list[object] = []
+    config = SimpleNamespace(set_flag=flags.append)
+    options = tensorrt.BuildOptions(later_versions=True, gpus="same-capability")
+    tensorrt._set_options(trt, config, "tensorrt", 89, options)
+    assert trt.BuilderFlag.VERSION_COMPATIBLE in flags
+    assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [(b"mine", b"mine"), (b"another GPU's", b""), (b"broken", b""), (None, b"")]
+)
+def test_timings_of_another_gpu_are_left_out(given: bytes | None, used: bytes) -> None:
+    attached: list[bytes] = []
+
+    class Config:
+        def create_timing_cache(self, data: bytes) -> bytes | None:
+            return None if data == b"broken" else data
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            fits = not ignore_mismatch and cache != b"another GPU's"
+            attached.extend([cache] * fits)
+            return fits
+
+    assert tensorrt._set_timings(Config(), given) == used
+    assert attached == [used]
 
 
 def test_progress_is_told(bundle: Bundle) -> None:

@@ -31,11 +31,18 @@ class Rig:
     """A pipeline on a fake GPU, with everything that a test looks at."""
 
     def __init__(
-        self, folder: Path, *, path: Path | None = None, computes: bool = True, total: int = 1 << 30, **options: object
+        self,
+        folder: Path,
+        *,
+        path: Path | None = None,
+        computes: bool = True,
+        times: bool = False,
+        total: int = 1 << 30,
+        **options: object,
     ) -> None:
         self.gpu = FakeGpu(total)
         self.bundle = bundle = open_bundle(None if path is None else str(path))
-        self.toolkit = FakeToolkit(self.gpu, bundle, computes=computes)
+        self.toolkit = FakeToolkit(self.gpu, bundle, computes=computes, times=times)
         self.cache = EngineCache(folder)
         self.device = TensorRTDevice(self.gpu, self.toolkit, self.cache, **{"longest": 60.0, **options})
         self.pipe = Pipeline(bundle, self.device, "fp32")
@@ -106,6 +113,29 @@ def test_a_speed_level_that_guides_some_steps_is_one_graph_too(tmp_path: Path) -
     with rigged(tmp_path) as rig:
         assert np.array_equal(rig.frames(request), expected)
         assert rig.gpu.log.count("launch") == 1
+
+
+def test_weights_beyond_the_budget_stream_and_nothing_else_changes(tmp_path: Path, expected: np.ndarray) -> None:
+    budget = 8 << 20
+    with rigged(tmp_path, weight_budget=budget) as rig:
+        assert np.array_equal(rig.frames(), expected)
+        assert "capture" not in rig.gpu.log, "what copies weights may allocate, which no graph can hold"
+        assert rig.toolkit.budgets["step"] == budget
+        assert rig.toolkit.budgets["decoder_first"] is None, "it fits"
+        axes = dict.fromkeys("BLFHW", 1)
+        assert rig.device.footprint(rig.bundle, "step", "fp32", axes).weights == budget
+    with rigged(tmp_path) as rig:
+        rig.frames()
+        assert [component for component, _ in rig.toolkit.built] == ["step"], "one that streams is another engine"
+
+
+def test_what_was_timed_for_one_engine_is_there_for_the_next(tmp_path: Path) -> None:
+    with rigged(tmp_path, computes=False, times=True) as rig:
+        rig.frames()
+        timings = rig.cache.timings(rig.cache.cards()[0].origin)
+        assert timings == "".join(component for component, _ in rig.toolkit.built).encode()
+        rig.cache.clean()
+        assert not list(rig.cache.folder.glob("*.timings"))
 
 
 def test_stopping_between_launches_gives_everything_back(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_what_a_gpu_cannot_compute_is_refused(
         (["--sm", "70"], 2, "compute capability 70 cannot be built for; expected one of: 75, 80, 86"),
         (["--sm", "ada"], 2, "not a compute capability such as 89"),
         (["--target", "tensorrt"], 2, "It comes with JetPack"),
+        (["--sm", "89", "--later-versions"], 2, "--later-versions is for --target tensorrt"),
+        (["--sm", "89", "--gpus", "ampere-plus"], 2, "--gpus is for --target tensorrt"),
         (["--sm", "89", "--size", "50x50"], 3, "nearest: 48x48"),
         (["--sm", "89", "--frames", "6"], 3, "Use --frames"),
         (["--sm", "89", "--variant", "int3"], 2, "no variant 'int3'"),

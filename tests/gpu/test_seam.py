@@ -51,6 +51,17 @@ def test_what_is_uploaded_is_fetched(gpu: Gpu, size: int) -> None:
     gpu.free(address)
 
 
+def test_what_is_copied_on_the_gpu_is_there_in_turn(gpu: Gpu) -> None:
+    source, target = gpu.allocate(4096), gpu.allocate(4096)
+    gpu.clear(target, 4096)
+    gpu.upload(source, np.full(4096, 7, np.uint8))
+    gpu.copy(target, source, 1024)
+    gpu.clear(source, 4096)
+    assert gpu.fetch(target, 4096)().sum() == 7 * 1024
+    gpu.free(source)
+    gpu.free(target)
+
+
 def test_everything_happens_in_the_order_it_was_asked_for(gpu: Gpu) -> None:
     address = gpu.allocate(1 << 20)
     waits = []
@@ -123,7 +134,7 @@ class _Clearing:
     def build(self, contents: object, component: str, precision: str, **options: object) -> Built:
         return Built(f"{component} {precision}".encode(), (), 1 << 20, 1)
 
-    def load(self, plan: bytes, compiled: bytes | None) -> SimpleNamespace:
+    def load(self, plan: bytes, compiled: bytes | None, **options: object) -> SimpleNamespace:
         component, precision = plan.decode().split()
         variant = self.contents.component(component).variants[precision]
 
@@ -139,7 +150,9 @@ class _Clearing:
                 for name, length in lengths.items():
                     self.gpu.clear(addresses[name], length)
 
-            return SimpleNamespace(arena_bytes=1 << 20, enqueue=enqueue, close=lambda: None)
+            return SimpleNamespace(
+                arena_bytes=1 << 20, enqueue=enqueue, capturable=lambda stream: True, close=lambda: None
+            )
 
         return SimpleNamespace(context=context, compiled=lambda: None, close=lambda: None)
 
