@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, HostTable, adds_bytes_exactly, memory_bytes, one_by_one
-from kinograph.engines.rewrites import CPU_REWRITES
+from kinograph.engines.rewrites import CPU_REWRITES, Rewrite
 from kinograph.engines.weights import map_weights
 from kinograph.errors import EngineError, MemoryLimitError, UsageError
 
@@ -42,13 +42,16 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 class Provider(NamedTuple):
     """Where a session computes: ONNX Runtime's execution providers, its name for the device, and the device's number.
 
-    `address` says where a buffer of that device lies, and None of any other.
+    `address` says where a buffer of that device lies, and None of any other. `plugin` is a provider that ONNX Runtime
+    has loaded, as its devices and options, which goes before the chain; `rewrites` is what it wants done to a graph.
     """
 
     chain: list[Any]
     device: str
     number: int
     address: Callable[[Buffer], int | None]
+    plugin: tuple[list[Any], dict[str, str]] | None = None
+    rewrites: tuple[Rewrite, ...] = CPU_REWRITES
 
 
 def _host_address(buffer: Buffer) -> int | None:
@@ -125,7 +128,7 @@ class OrtEngine:
         self.component = component
         model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
         weights = _widened(map_weights(model, bundle, variant))
-        for rewrite in CPU_REWRITES:
+        for rewrite in provider.rewrites:
             rewrite(model, weights)
         large = sum(array.nbytes for array in weights.values()) > _COPIED_SHARE * memory_bytes()
         mapped = _as_inputs(model, weights) if large and provider is CPU else {}
@@ -162,8 +165,12 @@ class OrtEngine:
         if packed:
             sizes = [array.nbytes for array in packed.values()]
             options.add_external_initializers_from_files_in_memory(list(packed), list(packed.values()), sizes)
+        chain: list[Any] | None = self._provider.chain
+        if self._provider.plugin is not None:
+            options.add_provider_for_devices(*self._provider.plugin)
+            chain = None  # the CPU comes last by itself
         try:
-            return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=self._provider.chain)
+            return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=chain)
         except Exception as exc:  # onnxruntime's exceptions share no base class
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} could not load {self.component}: {exc}. "

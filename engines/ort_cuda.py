@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kinograph.engines.protocol import Array, Axes, Buffer, Contents
     from kinograph.manifest import Variant
 
-__all__ = ["OrtCudaDevice", "OrtCudaEngine"]
+__all__ = ["OrtCudaDevice", "OrtCudaEngine", "device_address"]
 
 _STEP = "step"  # what the names of the components begin with that run many times at the same addresses
 _KEPT = 8  # graphs of a step; after so many sets of addresses the others are run node by node
@@ -93,7 +93,7 @@ class OrtCudaDevice:
 
     def _provider(self, options: Mapping[str, str]) -> Provider:
         chain = [("CUDAExecutionProvider", dict(options)), "CPUExecutionProvider"]
-        return Provider(chain, "cuda", self.gpu.index, _device_address)
+        return Provider(chain, "cuda", self.gpu.index, device_address)
 
     def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
         variant = bundle.component(component).variants[precision]
@@ -156,5 +156,6 @@ class OrtCudaEngine(OrtEngine):
         return options
 
 
-def _device_address(buffer: Buffer) -> int | None:
+def device_address(buffer: Buffer) -> int | None:
+    """Where a buffer lies on a GPU; None for one that does not."""
     return buffer.address if isinstance(buffer, DeviceBuffer) else None

@@ -143,6 +143,17 @@ def _no_ort_cuda(index: int) -> str | None:
     return _no_gpu(index)
 
 
+def _no_plugin(index: int) -> str | None:
+    from kinograph.engines.ort_plugin import plugin_devices
+
+    try:
+        if index >= (there := len(plugin_devices())):
+            return f"the plugin takes {there} GPUs, and none of that number"
+    except KinographError as exc:
+        return str(exc)
+    return _no_gpu(index)
+
+
 def _open_tensorrt(target: str) -> Callable[[int, Settings], Device]:
     def opened(index: int, settings: Settings) -> Device:
         from kinograph.engines.cache import EngineCache
@@ -165,6 +176,15 @@ def _open_ort_cuda(index: int, settings: Settings) -> Device:
     return OrtCudaDevice(CudaGpu(index), graphs=settings.graphs)
 
 
+def _open_plugin(index: int, settings: Settings) -> Device:
+    _check_no_budget(settings)
+    from kinograph.engines.cuda import CudaGpu
+    from kinograph.engines.ort_plugin import OrtPluginDevice, plugin_devices
+
+    found = plugin_devices()[index]
+    return OrtPluginDevice(CudaGpu(index), found)
+
+
 def _open_cpu(settings: Settings) -> Device:
     _check_no_budget(settings)
     from kinograph.engines.ort import OrtDevice
@@ -180,5 +200,6 @@ def _check_no_budget(settings: Settings) -> None:
 _ON_CUDA: tuple[tuple[str, Callable[[int], str | None], Callable[[int, Settings], Device]], ...] = (
     ("TensorRT for RTX", _no_tensorrt("rtx"), _open_tensorrt("rtx")),
     ("TensorRT", _no_tensorrt("tensorrt"), _open_tensorrt("tensorrt")),
+    ("onnxruntime's TensorRT for RTX", _no_plugin, _open_plugin),
     ("onnxruntime", _no_ort_cuda, _open_ort_cuda),
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 import kinograph
-from kinograph.engines import ort_cuda
+from kinograph.engines import ort_cuda, ort_plugin
 from kinograph.engines.device_memory import DeviceBuffer
 from kinograph.engines.fake_gpu import FakeGpu
 from kinograph.engines.ort import OrtEngine, Provider
@@ -90,3 +93,54 @@ def test_what_cannot_be_captured_is_run_node_by_node(rig: Any, monkeypatch: pyte
     monkeypatch.setattr(ort_cuda, "OrtCudaEngine", refuse)
     assert frames(OrtCudaDevice(gpu)).std() > 1
     assert numbers == []
+
+
+def plugin(monkeypatch: pytest.MonkeyPatch, register: Any, devices: list[Any]) -> None:
+    module = SimpleNamespace(get_ep_name=lambda: "RTX", get_library_path=lambda: "plugin.so")
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", module)
+    monkeypatch.setattr(ort_plugin.ort, "register_execution_provider_library", register)
+    monkeypatch.setattr(ort_plugin.ort, "get_ep_devices", lambda: devices)
+
+
+def test_the_plugin_is_registered_once_and_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[Any] = []
+    cpu, gpu = SimpleNamespace(ep_name="CPU"), SimpleNamespace(ep_name="RTX")
+    plugin(monkeypatch, lambda name, path: devices.extend([cpu, gpu]), devices)
+    assert ort_plugin.plugin_devices() == [gpu]
+    assert ort_plugin.plugin_devices() == [gpu]
+    assert len(devices) == 2
+
+
+def test_a_plugin_that_is_of_no_use_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, path: str) -> None:
+        raise RuntimeError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    with pytest.raises(EngineError, match="pip install onnxruntime-ep-nv-tensorrt-rtx"):
+        ort_plugin.plugin_devices()
+    plugin(monkeypatch, fail, [])
+    with pytest.raises(EngineError, match=r"cannot be loaded: libcuda\.so\.1.*driver"):
+        ort_plugin.plugin_devices()
+    plugin(monkeypatch, lambda name, path: None, [])
+    with pytest.raises(EngineError, match="takes none of the GPUs here"):
+        ort_plugin.plugin_devices()
+
+
+def test_the_plugin_gets_graphs_as_they_are_on_our_stream(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu, started = rig[0], []
+    monkeypatch.setenv("KINOGRAPH_CACHE", str(tmp_path))
+
+    def start(bundle: object, component: str, variant: object, threads: int, provider: Provider) -> Any:
+        started.append(provider)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(ort_plugin, "OrtEngine", start)
+    with ort_plugin.OrtPluginDevice(gpu, "found") as device, open_bundle(None) as bundle:
+        assert device.backend.startswith("onnxruntime's TensorRT for RTX (")
+        device._started(bundle, "step", bundle.component("step").variants["fp32"])
+    devices, options = started[0].plugin
+    assert devices == ["found"] and options["user_compute_stream"] == str(gpu.stream)
+    assert not any("multi_head" in rewrite.__name__ for rewrite in started[0].rewrites)
+    assert (tmp_path / "plugin").is_dir()
