@@ -10,7 +10,7 @@ alternately into two buffers, and the rows of its tables are copied to one place
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from weakref import WeakSet
 
 import onnxruntime as ort
@@ -111,7 +111,7 @@ class OrtCudaDevice:
         finally:
             self.gpu.close()
 
-    def __enter__(self) -> OrtCudaDevice:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

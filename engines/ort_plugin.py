@@ -1,8 +1,8 @@
 """TensorRT for RTX within ONNX Runtime: its plugin, for those who have that and not TensorRT for RTX itself.
 
 The plugin builds its engines when a session starts, of whatever part of a graph TensorRT for RTX takes, and ONNX
-Runtime computes the rest on the CPU. So it gets the bundle's own graphs, without what is rewritten for ONNX Runtime's kernels,
-and keeps what was compiled beside the engines that we build.
+Runtime computes the rest on the CPU. So it gets the bundle's own graphs, without what is rewritten for ONNX Runtime's
+kernels, and keeps what was compiled beside the engines that we build.
 """
 
 from __future__ import annotations
