@@ -141,6 +141,8 @@ def kinograph() -> None:
 @click.option("--join", nargs=2, metavar="FILE FILE", help="Two films that the video leads from and to.")
 @click.option("--remix", metavar="FILE", help="A film that is made anew, as the prompt says.")
 @click.option("--strength", type=float, default=0.6, show_default=True, help="How far --remix leaves its film, 0 to 1.")
+@click.option("--inpaint", metavar="FILE", help="A film that stays as it is, but for where --mask is white.")
+@click.option("--mask", metavar="FILE", help="A picture, or a film: white is made anew, as the prompt says.")
 @click.option("--loop", is_flag=True, help="Lead the video back to its beginning.")
 @click.option(
     "--fit",
@@ -226,6 +228,8 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         images=tuple(read_still(one) for one in options["images"]),
         **films_given(options),
         remix=options["remix"],
+        inpaint=options["inpaint"],
+        mask=options["mask"],
         strength=options["strength"],
         loop=options["loop"],
         fit=options["fit"],

@@ -250,10 +250,10 @@ def _with_frames(job: Job, pipe: Pipeline) -> Request:
 
     One that continues a film has no first frame of its own.
     """
-    if job.seconds is None and job.request.remix is not None and job.request.num_frames is None:
+    if job.seconds is None and (job.request.remix or job.request.inpaint) and job.request.num_frames is None:
         resolved = pipe.resolve(job.request)  # as long as the film that it is made from
         temporal = pipe.bundle.manifest.geometry.temporal
-        count = sum(1 for _ in Clip.of(resolved, resolved.remix))
+        count = sum(1 for _ in Clip.of(resolved, resolved.remix or resolved.inpaint))
         return msgspec.structs.replace(job.request, num_frames=1 + (count - 1) // temporal * temporal)
     if job.seconds is None:
         return job.request

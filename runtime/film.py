@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,6 +23,7 @@ from kinograph.runtime.denoise import TABLES, Inputs, denoise, load_inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.events import StageStarted, StepDone, WindowDone
 from kinograph.runtime.image import read_image
+from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.noise import Generator as Noise
 from kinograph.runtime.request import Request, Still
 from kinograph.runtime.sizes import component_axes
@@ -81,6 +83,7 @@ class Film:
         before: Pixels | None,
         after: Pixels | None,
         original: Iterator[Pixels] | None = None,
+        patch: Patch | None = None,
     ) -> None:
         self.shop, self.request = workshop, request
         geometry, temporal = workshop.manifest.geometry, workshop.manifest.geometry.temporal
@@ -104,6 +107,7 @@ class Film:
         self.windows = plan(place.latents, place.window, place.overlap, place.ending // temporal)
         self.size = (int(request.width or 0), int(request.height or 0))
         self.cells = (self.size[1] // geometry.spatial, self.size[0] // geometry.spatial)
+        self._patch = patch
         self._original = None
         if original is not None:
             self._original = conditioning.Original(workshop.device, workshop.engine, geometry, original)
@@ -116,6 +120,13 @@ class Film:
 
         `done` are latents [1, C, F, H, W] that an interrupted run of the same film has made.
         """
+        with ExitStack() as stack:
+            for source in (self._original, self._patch):
+                if source is not None:
+                    stack.callback(source.close)
+            yield from self._run(done)
+
+    def _run(self, done: Latents | None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         yield StageStarted("text")
         texts = self._texts()
         pieces = self._pieces()
@@ -158,7 +169,7 @@ class Film:
             precisions,
             (min(counts), max(counts)),
             *(cells or self.cells),
-            [*names, *(encoders if given or request.remix else [])],
+            [*names, *(encoders if given or request.remix or request.inpaint else [])],
         )
 
     @property
@@ -274,7 +285,11 @@ class Film:
                 if window.start > 0 and manifest.conditioning.image_tokens:
                     tokens = self._tokens(image)
             return given, tokens
-        return conditioning.given_in(window, shape, self._made | self._known, first), tokens
+        given = conditioning.given_in(window, shape, self._made | self._known, first)
+        if self._patch is not None:
+            self._patch.give(given, window)
+            self.shop.leave_stage()
+        return given, tokens
 
     # The loop
 
@@ -335,7 +350,8 @@ class Film:
         at = max(0, temporal * (number - 1) + 1) if number else 0  # and frame
         for index in range(new.shape[2]):
             self._made[number + index] = new[:, :, index : index + 1]
-        for frames in decoder.frames(new):
+        for decoded in decoder.frames(new):
+            frames = decoded if self._patch is None else self._patch.blend(decoded)
             for offset, frame in enumerate(frames, at):
                 if offset % temporal == 0:
                     self._shown[offset // temporal] = frame

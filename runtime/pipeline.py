@@ -22,6 +22,7 @@ from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
 from kinograph.runtime.events import Event, FramesDecoded, StageStarted, WindowDone
 from kinograph.runtime.film import Film, Workshop
+from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.locate import open_bundle
 from kinograph.runtime.memory import Need, check_needs, needs, stage_bytes
 from kinograph.runtime.request import Request, bridge, resolve
@@ -201,7 +202,10 @@ class Pipeline:
         original = iter(Clip.of(request, request.remix)) if request.remix is not None else None
         while True:
             shop = Workshop(self.device, self.bundle.manifest, self._tokenizer, self._engine, self._leave_stage)
-            film = Film(shop, request, tail, head, original)
+            patch = None
+            if request.inpaint is not None:
+                patch = Patch(self.device, self._engine, self.bundle.manifest.geometry, request)
+            film = Film(shop, request, tail, head, original, patch)
             needed = self._needed(request, film)
             try:
                 for what in self.device.prepare(self.bundle, self.variant, film.axes(self.variant)):

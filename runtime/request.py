@@ -45,8 +45,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     What is given: `image`, the path of a picture that becomes the first frame; `images`, further ones; `before` and
     `after`, films that the video continues and that it leads to, which become part of the result. `num_frames` is then
     what is made beside them. `remix` is a film that becomes the video: noise is added up to `strength` of the way, and
-    taken away as `prompt` says. `fit` says what becomes of pictures of another shape. `loop` leads the video back to
-    its beginning.
+    taken away as `prompt` says. `inpaint` is a film that stays as it is, but for where `mask`, a picture or a film, is
+    white: there the video is made anew. `fit` says what becomes of pictures of another shape. `loop` leads the video
+    back to its beginning.
 
     A video longer than `window` frames (the bundle's default length) is made in windows of that length, each given the
     last `overlap` frames of the one before. `cues` are prompts that follow `prompt`, in the order of their times.
@@ -70,6 +71,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     after: str | None = None
     remix: str | None = None
     strength: float = 0.6
+    inpaint: str | None = None
+    mask: str | None = None
     loop: bool = False
     fit: Literal["crop", "pad", "stretch"] = "crop"
     window: int | None = None
@@ -249,6 +252,23 @@ def _speed_problems(request: Request, manifest: Manifest) -> list[str]:
     ]
 
 
+def _inpaint_problems(request: Request, manifest: Manifest) -> list[str]:
+    if request.inpaint is None:
+        return ["--mask says what --inpaint makes anew, and there is no --inpaint"] if request.mask is not None else []
+    problems = []
+    if request.mask is None:
+        problems.append(
+            "--inpaint makes anew what a mask shows, and there is none. Use --mask FILE, a picture that is white there"
+        )
+    if any((request.image, request.images, request.before, request.after, request.remix, request.loop)):
+        problems.append("--inpaint takes all but the mask from its film. Leave out other films, --image and --loop")
+    if manifest.conditioning.kind == "channels":
+        problems.append(f"{manifest.name} takes a first frame, and no parts of others. Use another model for --inpaint")
+    elif "encoder_first" not in manifest.components:
+        problems.append(f"{manifest.name} has no encoder, and can read no film. Use another model for --inpaint")
+    return problems
+
+
 def _image_problems(request: Request, manifest: Manifest) -> list[str]:
     given = [request.image, request.before, *(still.path for still in request.images)]
     if manifest.conditioning.image_required and not any(given):
@@ -263,6 +283,7 @@ def _image_problems(request: Request, manifest: Manifest) -> list[str]:
         problems.append("a loop leads back to its own beginning, so it cannot be given other films. Leave out --loop")
     if request.remix is not None and (request.before is not None or request.after is not None):
         problems.append("--remix makes a film anew, so it cannot be continued as well. Leave out --extend and --join")
+    problems += _inpaint_problems(request, manifest)
     if not 0 < request.strength <= 1:
         problems.append(f"strength {request.strength}: expected more than 0, up to 1. Use --strength 0.6")
     if request.remix is not None and request.speed is not None:
