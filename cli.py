@@ -169,6 +169,7 @@ def kinograph() -> None:
     "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
 )
 @click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
+@click.option("--audio", metavar="FILE", help="Sound for the video, looped where it is shorter.")
 @click.option("--sheet", metavar="FILE.png", help="Also write frames side by side as one picture.")
 @click.option("--latents", metavar="FILE.safetensors", help="Keep the latents, window by window, to go on from.")
 @click.option("--resume", is_flag=True, help="Go on from the latents in --latents, if they are there.")
@@ -250,6 +251,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         "resume",
         "force",
         "fail_on_blank",
+        "audio",
     )
     return Job(
         request=request,
@@ -303,6 +305,7 @@ def _staged(console: Console) -> Callable[[str, int, int], None]:
 @click.option("-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/.")
 @click.option("--fps", type=float, help="Frames per second of the file." + _DEFAULT)
 @click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
+@click.option("--audio", metavar="FILE", help="Sound for the video, looped where it is shorter.")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
 @_force_option

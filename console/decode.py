@@ -6,6 +6,7 @@ from pathlib import Path
 
 import kinograph
 from kinograph.console import Console
+from kinograph.runtime.audio import check_audio
 from kinograph.runtime.latents import read_latents
 from kinograph.runtime.video import VideoWriter, check_codec, check_output
 
@@ -19,6 +20,7 @@ def decode(
     output: str,
     fps: float | None,
     codec: str | None,
+    audio: str | None,
     device: str,
     variant: str | None,
     force: bool,
@@ -27,6 +29,8 @@ def decode(
     """Write the video of a file of latents; returns how many frames it has."""
     check_output(output, force)
     check_codec(output, codec)
+    if audio is not None:
+        check_audio(audio, output)
     values, _ = read_latents(Path(latents))
     console.start_stage("load")
     with kinograph.load(bundle, device=device, variant=variant) as pipe:
@@ -34,7 +38,7 @@ def decode(
         height, width = (side * geometry.spatial for side in values.shape[-2:])
         console.start_stage("decode", None, "frames")
         events = pipe.decode(values)
-        with VideoWriter(output, width=width, height=height, fps=rate, codec=codec, force=force) as writer:
+        with VideoWriter(output, width=width, height=height, fps=rate, codec=codec, audio=audio, force=force) as writer:
             for event in events:
                 writer.write(event.frames)
                 console.update(writer.frames_written, event.total)

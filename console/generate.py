@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 import kinograph
 from kinograph.errors import NumericError, OutputError, RequestError, UsageError
+from kinograph.runtime.audio import check_audio
 from kinograph.runtime.clip import Clip
 from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
 from kinograph.runtime.latents import LatentsFile
@@ -56,6 +57,7 @@ class Job(NamedTuple):
     resume: bool
     force: bool
     fail_on_blank: bool
+    audio: str | None
     keep_metadata: bool
 
 
@@ -116,6 +118,7 @@ def _make(
         fps=_known(request.fps),
         codec=job.codec,
         metadata=metadata,
+        audio=job.audio,
         force=job.force,
     )
     with writer:
@@ -231,6 +234,8 @@ def _check_outputs(job: Job) -> Path | None:
     """Refuse places that cannot be written to; returns where the side-car goes."""
     video = check_output(job.output, job.force)
     check_codec(job.output, job.codec)
+    if job.audio is not None:
+        check_audio(job.audio, job.output)
     if job.sheet is not None:
         if Path(job.sheet).suffix.lower() != ".png":
             raise OutputError(f"the contact sheet {job.sheet!r} must be PNG. Use --sheet {Path(job.sheet).stem}.png")

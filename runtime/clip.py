@@ -19,7 +19,7 @@ from kinograph.errors import RequestError
 from kinograph.runtime.conditioning import Fit, fit
 from kinograph.runtime.request import Request
 
-__all__ = ["Clip", "Middle", "read_clip"]
+__all__ = ["Clip", "Middle", "check_file", "read_clip", "reading"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -100,11 +100,11 @@ def read_clip(path: str | os.PathLike[str], *, width: int, height: int, fps: flo
     is read. Raises RequestError where it is no video, or is damaged.
     """
     name = os.fspath(path)
-    _check_file(name)
+    check_file(name, "film")
     shown: Pixels | None = None
     due = 0  # frames that are out already
     begin: float | None = None
-    with _mapped(name), av.open(name, "r", options=_OPTIONS) as container:
+    with reading(name, "video", "MP4"), av.open(name, "r", options=_OPTIONS) as container:
         if not container.streams.video:
             raise RequestError(f"{name!r} has no video stream. Give a film, such as an .mp4")
         stream = container.streams.video[0]
@@ -130,25 +130,26 @@ def read_clip(path: str | os.PathLike[str], *, width: int, height: int, fps: flo
         due += 1
 
 
-def _check_file(name: str) -> None:
+def check_file(name: str, what: str) -> None:
+    """Refuse what is not a local regular file, as the RequestError of a film or of whatever it shall be."""
     try:
         mode = os.stat(name).st_mode  # noqa: PTH116 - may be bytes that no Path takes
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RequestError(f"the film {name!r} cannot be opened: {reason}. Name a local video file") from error
+        raise RequestError(f"the {what} {name!r} cannot be opened: {reason}. Name a local file") from error
     if not stat.S_ISREG(mode):
-        raise RequestError(f"the film {name!r} is not a regular file. Name a local video file")
+        raise RequestError(f"the {what} {name!r} is not a regular file. Name a local file")
 
 
 @contextlib.contextmanager
-def _mapped(name: str) -> Iterator[None]:
-    """Turn libav's errors into ours."""
+def reading(name: str, what: str, instead: str) -> Iterator[None]:
+    """Turn libav's errors into ours; `instead` is the kind of file that is always read."""
     try:
         yield
     except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
         said = getattr(error, "strerror", None) or error
         raise RequestError(
-            f"{name!r} is no video that can be read, or is damaged: {said}. Save it again as MP4"
+            f"{name!r} is no {what} that can be read, or is damaged: {said}. Save it again as {instead}"
         ) from error
 
 

@@ -48,11 +48,23 @@ class Video:
     fps: float
     metadata: dict[str, str]
 
-    def save(self, path: str | os.PathLike[str], fps: float | None = None, *, force: bool = False) -> None:
-        """Write a file of the kind its name says (.mp4, .webm, .gif, .webp, or a folder/ of PNG)."""
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        fps: float | None = None,
+        *,
+        audio: str | None = None,
+        force: bool = False,
+    ) -> None:
+        """Write a file of the kind its name says (.mp4, .webm, .gif, .webp, or a folder/ of PNG), with sound if given.
+
+        `audio` is a file whose sound is cut to the video's length, and begins again where it is shorter.
+        """
         _, height, width, _ = self.frames.shape
         rate = self.fps if fps is None else fps
-        with VideoWriter(path, width=width, height=height, fps=rate, metadata=self.metadata, force=force) as writer:
+        with VideoWriter(
+            path, width=width, height=height, fps=rate, metadata=self.metadata, audio=audio, force=force
+        ) as writer:
             writer.write(self.frames)
 
 

@@ -24,6 +24,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
 from kinograph.errors import MemoryLimitError, OutputError, RequestError, UsageError
+from kinograph.runtime.audio import Soundtrack, check_audio
 from kinograph.runtime.image import png_bytes
 from kinograph.runtime.output import StagedOutput, check_target, is_folder, mapped_errors
 
@@ -126,9 +127,10 @@ class VideoWriter:
     `write` takes uint8 [T, H, W, 3] RGB frames in their order. `close` completes the file, syncs it and gives it its
     name; until then it is a hidden temporary beside it, which `abort` removes. As a context manager it closes, or
     aborts on any exception. A folder path (ending in "/") gets frames `000000.png` and so on. GIF and WebP keep all
-    frames in memory until `close`: T·H·W bytes for GIF and three times that for WebP.
+    frames in memory until `close`: T·H·W bytes for GIF and three times that for WebP. The sound of the file `audio`
+    goes with it, as long as the video is, from its beginning again where it is shorter.
 
-    Raises OutputError (place, disk), RequestError (size, fps), UsageError (codec, wrong array).
+    Raises OutputError (place, disk), RequestError (size, fps, audio), UsageError (codec, wrong array).
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class VideoWriter:
         fps: float,
         codec: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        audio: str | None = None,
         force: bool = False,
     ) -> None:
         check_output(path, force)
@@ -148,12 +151,13 @@ class VideoWriter:
         _check_size(path, width, height)
         rate = _rate(path, fps)
         codec = check_codec(path, codec)
+        sound = None if audio is None else (audio, check_audio(audio, path))
         words = {_clean(key): _clean(value) for key, value in (metadata or {}).items()}
         self._staged = StagedOutput(path, force=force)
         self._open = True
         try:
             with self._mapped():
-                self._sink = _sink(self._staged, (width, height), rate, codec, words)
+                self._sink = _sink(self._staged, (width, height), rate, codec, words, sound)
         except BaseException:
             self._staged.discard()
             raise
@@ -219,7 +223,15 @@ class VideoWriter:
 class _MovieSink:
     """Frames through libav: H.264, HEVC or VP9 in MP4, Matroska or WebM."""
 
-    def __init__(self, path: Path, kind: _Format, size: tuple[int, int], rate: Fraction, codec: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kind: _Format,
+        size: tuple[int, int],
+        rate: Fraction,
+        codec: str,
+        sound: tuple[str, str] | None,
+    ) -> None:
         self._codec = codec
         self._time_base = 1 / rate
         self._count = 0
@@ -234,6 +246,7 @@ class _MovieSink:
         context.color_range = ColorRange.MPEG
         if codec.startswith(("libx265", "hevc")):
             context.codec_tag = "hvc1"  # what Apple's players look for
+        self._sound = None if sound is None else Soundtrack(sound[0], self._container, sound[1])
 
     def start(self, metadata: Mapping[str, str]) -> None:
         """Open the encoder and write the header, so that a missing device shows before any work."""
@@ -259,9 +272,13 @@ class _MovieSink:
         picture.duration = 1
         self._count += 1
         self._container.mux(self._stream.encode(picture))
+        if self._sound is not None:
+            self._sound.until(float(self._count * self._time_base))
 
     def finish(self) -> None:
         self._container.mux(self._stream.encode(None))
+        if self._sound is not None:
+            self._sound.finish(float(self._count * self._time_base))
         self._container.close()
 
     def drop(self) -> None:
@@ -327,14 +344,19 @@ class _PngSink:
 
 
 def _sink(
-    staged: StagedOutput, size: tuple[int, int], rate: Fraction, codec: str | None, metadata: Mapping[str, str]
+    staged: StagedOutput,
+    size: tuple[int, int],
+    rate: Fraction,
+    codec: str | None,
+    metadata: Mapping[str, str],
+    sound: tuple[str, str] | None,
 ) -> _Sink:
     if staged.path.is_dir():
         return _PngSink(staged.path, metadata)
     suffix = staged.target.suffix.lower()
     if codec is None:
         return _AnimationSink(staged.path, _ANIMATION_FORMATS[suffix], rate, metadata)
-    movie = _MovieSink(staged.path, _MOVIE_FORMATS[suffix], size, rate, codec)
+    movie = _MovieSink(staged.path, _MOVIE_FORMATS[suffix], size, rate, codec, sound)
     movie.start(metadata)
     return movie
 

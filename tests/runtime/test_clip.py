@@ -129,5 +129,5 @@ def test_a_film_cut_off_is_refused_or_read_as_far_as_it_goes(film: Path, tmp_pat
 
 def test_only_regular_local_files_are_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.mp4", "https://example.org/film.mp4"):
-        with pytest.raises(RequestError, match="Name a local video file"):
+        with pytest.raises(RequestError, match="Name a local file"):
             list(read_clip(path, **SIZE, fps=8, how="crop"))
