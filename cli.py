@@ -170,6 +170,9 @@ def kinograph() -> None:
 )
 @click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option("--audio", metavar="FILE", help="Sound for the video, looped where it is shorter.")
+@click.option("--title", metavar="TEXT", help="Words over the first three seconds.")
+@click.option("--captions", metavar="FILE", help="Words from a subtitle file (.srt, .vtt), drawn into the picture.")
+@click.option("--font", metavar="FILE", help="For those.  [default: one of the system's that has the characters]")
 @click.option("--sheet", metavar="FILE.png", help="Also write frames side by side as one picture.")
 @click.option("--latents", metavar="FILE.safetensors", help="Keep the latents, window by window, to go on from.")
 @click.option("--resume", is_flag=True, help="Go on from the latents in --latents, if they are there.")
@@ -252,6 +255,9 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         "force",
         "fail_on_blank",
         "audio",
+        "title",
+        "captions",
+        "font",
     )
     return Job(
         request=request,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import kinograph
 from kinograph.errors import NumericError, OutputError, RequestError, UsageError
 from kinograph.runtime.audio import check_audio
+from kinograph.runtime.captions import Captions, read_captions, title
 from kinograph.runtime.clip import Clip
 from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
 from kinograph.runtime.latents import LatentsFile
@@ -58,6 +59,9 @@ class Job(NamedTuple):
     force: bool
     fail_on_blank: bool
     audio: str | None
+    title: str | None
+    captions: str | None
+    font: str | None
     keep_metadata: bool
 
 
@@ -123,7 +127,7 @@ def _make(
     )
     with writer:
         watched = _Watched()
-        _run(pipe, request, done, writer, watched, kept, console)
+        _run(pipe, request, done, _captions(job, request), writer, watched, kept, console)
         if watched.blank and job.fail_on_blank:
             raise NumericError("every frame is the same single colour, so no video was written. Try another --seed")
         console.start_stage("write")
@@ -162,6 +166,14 @@ class _Watched:
         return np.stack(self._kept)
 
 
+def _captions(job: Job, request: Request) -> Captions:
+    """What is to be read in the video."""
+    texts = [title(job.title)] if job.title else []
+    texts += read_captions(job.captions) if job.captions is not None else []
+    size = {"width": int(_known(request.width)), "height": int(_known(request.height))}
+    return Captions(texts, **size, fps=_known(request.fps), font=job.font)
+
+
 def _latents_file(job: Job, pipe: Pipeline, request: Request) -> LatentsFile | None:
     """Where latents are kept, of what and by what."""
     if job.latents is None:
@@ -176,6 +188,7 @@ def _run(
     pipe: Pipeline,
     request: Request,
     done: npt.NDArray[np.float32] | None,
+    captions: Captions,
     writer: VideoWriter,
     watched: _Watched,
     kept: LatentsFile | None,
@@ -196,8 +209,9 @@ def _run(
                 if kept is not None:
                     kept.add(event.latents)
             else:
-                writer.write(event.frames)
-                watched.see(event.frames, event.index, event.total)
+                frames = captions.draw(event.frames, event.index)
+                writer.write(frames)
+                watched.see(frames, event.index, event.total)
                 scale = 1 / fps if stage == "film" else 1
                 console.update(writer.frames_written * scale, event.total * scale)
 
@@ -228,6 +242,8 @@ def _check_values(job: Job) -> None:
     check_prompt(request.negative_prompt or "", "negative prompt")
     for still in request.images:
         read_image(still.path)
+    if job.captions is not None:
+        read_captions(job.captions)
 
 
 def _check_outputs(job: Job) -> Path | None:
