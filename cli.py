@@ -169,6 +169,7 @@ def kinograph() -> None:
     "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
 )
 @click.option("--codec", help="Video encoder, such as libx265.  [default: libx264; libvpx-vp9 for .webm]")
+@click.option("--preview", metavar="FILE", help="Every few steps, a PNG of what the video is going to look like.")
 @click.option("--audio", metavar="FILE", help="Sound for the video, looped where it is shorter.")
 @click.option("--title", metavar="TEXT", help="Words over the first three seconds.")
 @click.option("--captions", metavar="FILE", help="Words from a subtitle file (.srt, .vtt), drawn into the picture.")
@@ -254,6 +255,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         "resume",
         "force",
         "fail_on_blank",
+        "preview",
         "audio",
         "title",
         "captions",

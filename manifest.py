@@ -268,6 +268,13 @@ class Engine(_Struct, frozen=True):
     gpus: Literal["same-capability", "ampere-plus"] | None = None
 
 
+class Preview(_Struct, frozen=True):
+    """A linear map from a latent's C channels to red, green and blue, 0 to 1: [C, 3] `weights`, and a `bias`."""
+
+    weights: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float]
+
+
 class Source(_Struct, frozen=True):
     """Where the bundle came from."""
 
@@ -304,6 +311,7 @@ class Manifest(_Struct, frozen=True):
     files: dict[str, File]
     speeds: dict[VariantName, Speed] = {}
     engines: tuple[Engine, ...] = ()
+    preview: Preview | None = None
     judge: Label | None = None
 
 

@@ -28,7 +28,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from kinograph.export.families.wan.tiny import save_tiny_checkpoint
 
 _SHARD_BYTES = 5 << 30
-_TRANSFORMER: dict[str, Any] = {
+TRANSFORMER: dict[str, Any] = {
     "attention_head_dim": 128,
     "text_dim": 4096,
     "freq_dim": 256,
@@ -83,7 +83,7 @@ def write_checkpoint(size: str, folder: Path, distinct: int, text: Mapping[str, 
         shutil.rmtree(folder / name)
     with torch.device("meta"):
         models: dict[str, Any] = {
-            "transformer": WanTransformer3DModel(**_TRANSFORMER, **SIZES[size]),
+            "transformer": WanTransformer3DModel(**TRANSFORMER, **SIZES[size]),
             "vae": AutoencoderKLWan(**(_VAE_22 if residual else {})),
             "text_encoder": UMT5EncoderModel(UMT5Config(**text)),
         }

@@ -71,22 +71,17 @@ def measured(arguments: list[str]) -> tuple[list[int], float, float, float]:
     return json.loads(told), time.perf_counter() - start, held / 1e9, usage.ru_maxrss / 1e6
 
 
-def bundle_of(size: str, precision: str, folder: Path, *, keep: bool = False) -> Path:
-    """A bundle of that size in `folder`, with a step of that precision; made where there is none.
-
-    The checkpoint that it comes from is removed, unless it is to be kept.
-    """
+def bundle_of(size: str, precision: str, folder: Path) -> Path:
+    """A bundle of that size in `folder`, with a step of that precision; made where there is none."""
     floating = precision if precision in ("bf16", "fp16") else "fp32"
     bundle = folder / f"{size}-{floating}"
     checkpoint = folder / f"{size}-checkpoint"
-    if not checkpoint.exists() and (keep or not bundle.exists()):
-        write_checkpoint(size, checkpoint, 1 << 27, UMT5_XXL | {"num_layers": 1, "vocab_size": 384})
     if not bundle.exists():
+        write_checkpoint(size, checkpoint, 1 << 27, UMT5_XXL | {"num_layers": 1, "vocab_size": 384})
         export = [sys.executable, "-m", "kinograph", "export", str(checkpoint), str(bundle)]
         smallest = ["--size", "64x64", "--frames", "5", "--steps", "2"]  # by default, which is what is calibrated
         subprocess.run([*export, *smallest, "--precision", floating, "--no-parity", "--quiet"], check=True)
-    if not keep:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        shutil.rmtree(checkpoint)
     with Bundle.open(bundle) as opened:
         there = precision in opened.component("step").variants
     if not there:  # the ranges of two short runs: what is built is as large as with better ones

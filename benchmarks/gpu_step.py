@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from export_full_size import SIZES, TRANSFORMER
 from full_size_build import bundle_of
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,10 +57,11 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def diffusers_step(
-    checkpoint: Path, device: str, dtype: torch.dtype, latent: tuple[int, ...], *, compiled: bool = False
+    size: str, device: str, dtype: torch.dtype, latent: tuple[int, ...], *, compiled: bool = False
 ) -> Callable[[], Any]:
     """diffusers' transformer on a guided batch, ready to be called."""
-    model = WanTransformer3DModel.from_pretrained(checkpoint / "transformer", torch_dtype=dtype).eval().to(device)
+    with torch.device(device):
+        model = WanTransformer3DModel(**TRANSFORMER, **SIZES[size]).eval().to(dtype)
     if compiled:
         model.compile()
     x = torch.randn(2, model.config.in_channels, *latent, device=device, dtype=dtype)
@@ -87,7 +89,7 @@ def our_step(pipe: Any, request: kinograph.Request) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["wan2.1-1.3b", "wan2.1-14b"])
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint and the bundle are made")
+    parser.add_argument("--folder", type=Path, required=True, help="where the bundle is made")
     parser.add_argument("--size", default="832x480")
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--precision", choices=list(TYPES), default="bf16")
@@ -99,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
     device, dtype = options.device, TYPES[options.precision]
-    bundle = bundle_of(options.model, options.precision, options.folder, keep=True)
+    bundle = bundle_of(options.model, options.precision, options.folder)
     request = kinograph.Request(
         prompt="a cat walks on a beach",
         negative_prompt="blurred",
@@ -110,14 +112,13 @@ def main() -> None:
         seed=1,
     )
     latent = (1 + (options.frames - 1) // 4, height // 8, width // 8)
-    checkpoint = options.folder / f"{options.model}-checkpoint"
-    eager = diffusers_step(checkpoint, device, dtype, latent)
+    eager = diffusers_step(options.model, device, dtype, latent)
     with FlopCounterMode(display=False) as counter:
         eager()
     flops, rate = counter.get_total_flops(), product_rate(device, dtype)
     sides: dict[str, Callable[[], float]] = {"diffusers": lambda: seconds(eager, device, options.steps)}
     if not options.no_compile:
-        compiled = diffusers_step(checkpoint, device, dtype, latent, compiled=True)
+        compiled = diffusers_step(options.model, device, dtype, latent, compiled=True)
         sides["diffusers, compiled"] = lambda: seconds(compiled, device, options.steps)
     with ExitStack() as stack:
         for name, graphs in (("Kinograph", True), ("Kinograph, one by one", False))[: 1 + device.startswith("cuda")]:

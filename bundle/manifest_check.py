@@ -237,6 +237,7 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     for name, component in manifest.components.items():
         yield from _component_problems(f"components.{name}", component, manifest)
     yield from _engine_problems(manifest)
+    yield from _preview_problems(manifest)
     yield from speed_problems(manifest)
 
 
@@ -297,6 +298,16 @@ def _component_problems(path: str, component: Component, manifest: Manifest) -> 
             if posixpath.dirname(file) != folder or file == variant.graph:
                 yield f"{at}.weights: '{printable(file)}' is not beside the graph '{printable(variant.graph)}'"
         yield from _tensor_problems(at, variant)
+
+
+def _preview_problems(manifest: Manifest) -> Iterator[str]:
+    preview, channels = manifest.preview, manifest.geometry.channels
+    if preview is None:
+        return
+    if len(preview.weights) != channels:
+        yield f"preview.weights: got {len(preview.weights)} rows, expected one for each of {channels} channels"
+    if not all(math.isfinite(value) for row in (*preview.weights, preview.bias) for value in row):
+        yield "preview: expected finite numbers"
 
 
 def _engine_problems(manifest: Manifest) -> Iterator[str]:

@@ -21,19 +21,21 @@ from kinograph.runtime.clip import Clip
 from kinograph.runtime.image import contact_sheet, png_bytes, read_image, sheet_indices
 from kinograph.runtime.latents import LatentsFile
 from kinograph.runtime.output import check_target, is_folder, write_file
+from kinograph.runtime.preview import preview_sheet
 from kinograph.runtime.text import check_prompt
 from kinograph.runtime.video import VideoWriter, check_codec, check_output
 
 if TYPE_CHECKING:
     from kinograph.console import Console
     from kinograph.runtime.pipeline import Pipeline
-    from kinograph.runtime.request import Request
+from kinograph.runtime.request import Request
 
 __all__ = ["Job", "generate"]
 
 _Value = TypeVar("_Value")
 
 _SHEET_COLUMNS = 8
+_PREVIEW_STEPS = 4
 _BLANK_SPREAD = 2  # 8-bit levels; float noise around one colour rounds to no more
 
 
@@ -58,6 +60,7 @@ class Job(NamedTuple):
     resume: bool
     force: bool
     fail_on_blank: bool
+    preview: str | None
     audio: str | None
     title: str | None
     captions: str | None
@@ -127,7 +130,8 @@ def _make(
     )
     with writer:
         watched = _Watched()
-        _run(pipe, request, done, _captions(job, request), writer, watched, kept, console)
+        shown = None if job.preview is None else _Preview(job.preview, pipe.bundle.manifest.geometry.spatial)
+        _run(pipe, request, done, _captions(job, request), shown, writer, watched, kept, console)
         if watched.blank and job.fail_on_blank:
             raise NumericError("every frame is the same single colour, so no video was written. Try another --seed")
         console.start_stage("write")
@@ -174,6 +178,22 @@ def _captions(job: Job, request: Request) -> Captions:
     return Captions(texts, **size, fps=_known(request.fps), font=job.font)
 
 
+class _Preview:
+    """A picture of what the video is going to look like, written anew every few steps."""
+
+    def __init__(self, path: str, scale: int) -> None:
+        self._path, self._scale, self._next = path, scale, 0
+
+    def see(self, event: kinograph.StepDone) -> None:
+        """A step has run."""
+        if event.preview is None:
+            raise UsageError("--preview: this bundle has no map from latents to colours. Export it again")
+        if event.index >= self._next:
+            sheet = preview_sheet(event.preview(), self._scale)
+            write_file(self._path, png_bytes(sheet), force=True)  # what was there was checked before the first one
+            self._next = event.index + _PREVIEW_STEPS
+
+
 def _latents_file(job: Job, pipe: Pipeline, request: Request) -> LatentsFile | None:
     """Where latents are kept, of what and by what."""
     if job.latents is None:
@@ -189,6 +209,7 @@ def _run(
     request: Request,
     done: npt.NDArray[np.float32] | None,
     captions: Captions,
+    preview: _Preview | None,
     writer: VideoWriter,
     watched: _Watched,
     kept: LatentsFile | None,
@@ -203,6 +224,8 @@ def _run(
                 name = f"{stage} {event.detail}".strip()
                 console.start_stage(name, None, units.get(stage, ""), expected_bytes=event.expected_bytes)
             elif isinstance(event, kinograph.StepDone):
+                if preview is not None:
+                    preview.see(event)
                 if stage == "denoise":
                     console.update(event.index + 1, event.total)
             elif isinstance(event, kinograph.WindowDone):
@@ -256,6 +279,10 @@ def _check_outputs(job: Job) -> Path | None:
         if Path(job.sheet).suffix.lower() != ".png":
             raise OutputError(f"the contact sheet {job.sheet!r} must be PNG. Use --sheet {Path(job.sheet).stem}.png")
         check_target(job.sheet, job.force)
+    if job.preview is not None:
+        if Path(job.preview).suffix.lower() != ".png":
+            raise OutputError(f"the preview {job.preview!r} must be PNG. Use --preview {Path(job.preview).stem}.png")
+        check_target(job.preview, job.force)
     if job.latents is not None:
         if Path(job.latents).suffix != ".safetensors":
             raise OutputError(f"the latents {job.latents!r} must be .safetensors. Use --latents film.safetensors")

@@ -15,6 +15,7 @@ from kinograph.export.families import read_plan
 from kinograph.export.parity import measure
 from kinograph.export.plan import Part, Plan
 from kinograph.export.precision import PRECISIONS
+from kinograph.export.preview import fit_preview
 from kinograph.export.trace import Traced
 from kinograph.manifest import FORMAT_VERSION, Component, Defaults, Expert, Manifest, Source, Variant
 
@@ -31,7 +32,10 @@ def build(checkpoint: Path, bundle: Path, options: ExportOptions, progress: Prog
         writer.file(plan.text.tokenizer).write_bytes(plan.tokenizer)
         for part in plan.parts:
             components |= _export_part(part, writer, options, progress)
-        manifest = _manifest(plan, bundle, components, options)
+        progress("preview", 0, 1)
+        preview = fit_preview(_root(writer, plan), components, options.precision, plan.geometry)
+        progress("preview", 1, 1)
+        manifest = msgspec.structs.replace(_manifest(plan, bundle, components, options), preview=preview)
         writer.save(manifest)
     return manifest
 
@@ -60,6 +64,11 @@ def _export_part(part: Part, writer: BundleWriter, options: ExportOptions, progr
         }
         progress(f"parity {part.folder}", 1, 1)
     return components
+
+
+def _root(writer: BundleWriter, plan: Plan) -> Path:
+    """The folder that the bundle is written in."""
+    return writer.file(plan.text.tokenizer).parents[plan.text.tokenizer.count("/")]
 
 
 def _graph_name(folder: str, component: str) -> str:

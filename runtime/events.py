@@ -25,12 +25,18 @@ class StageStarted(msgspec.Struct, frozen=True):
 
 
 class StepDone(msgspec.Struct, frozen=True, eq=False):
-    """Step `index` of `total` (from 0) has run. `latents()` reads the sample [1, C, F, H, W] as it is now."""
+    """Step `index` of `total` (from 0) has run. `latents()` reads the sample [1, C, F, H, W] as it is now.
+
+    `preview()` is what the video is going to look like, as far as it can be told from there: uint8 [F, H, W, 3], a
+    frame for every latent frame, at the latents' size. It is None where the bundle has no map for that. Both read what
+    the next step overwrites.
+    """
 
     index: int
     total: int
     timestep: float
     latents: Callable[[], npt.NDArray[np.float32]]
+    preview: Callable[[], npt.NDArray[np.uint8]] | None = None
 
 
 class FramesDecoded(msgspec.Struct, frozen=True, eq=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import msgspec
@@ -14,7 +15,7 @@ from PIL import Image
 
 from kinograph.engines.protocol import Axes, Device, Engine
 from kinograph.errors import RequestError
-from kinograph.manifest import Expert, Manifest
+from kinograph.manifest import Expert, Manifest, Preview
 from kinograph.runtime import conditioning
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.codec import Decoder
@@ -25,6 +26,7 @@ from kinograph.runtime.events import StageStarted, StepDone, WindowDone
 from kinograph.runtime.image import read_image
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.noise import Generator as Noise
+from kinograph.runtime.preview import preview_frames
 from kinograph.runtime.request import Request, Still
 from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.solvers import Step, schedule
@@ -321,7 +323,8 @@ class Film:
                 open_expert,
                 noised_known=manifest.conditioning.kind == "noised",
             ):
-                yield StepDone(number * len(steps) + step.index, total, step.timestep, binding["sample"].read)
+                preview = None if manifest.preview is None else partial(_preview, binding, step, manifest.preview)
+                yield StepDone(number * len(steps) + step.index, total, step.timestep, binding["sample"].read, preview)
             latents: Latents = binding["sample"].read()
         self.shop.leave_stage()
         return latents
@@ -361,3 +364,9 @@ class Film:
             for old in [key for key in kept if key < window.end - place.window]:
                 del kept[old]
         self.shop.leave_stage()
+
+
+def _preview(binding: Binding, step: Step, preview: Preview) -> Pixels:
+    """What the step that has just run takes the video for: x₀ = x − σ·v, without the noise that is left."""
+    left: Latents = np.float32(step.sigma_next) * binding["prediction"].read()
+    return preview_frames(binding["sample"].read() - left, preview)
