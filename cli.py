@@ -368,6 +368,13 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
     multiple=True,
     help="Find a speed level, which leaves out steps; may be given again.",
 )
+@click.option(
+    "--image",
+    "images",
+    metavar="FILE",
+    multiple=True,
+    help="Picture to start from, for models that need one; may be given again.  [default: our own]",
+)
 @click.option("--prompts", metavar="FILE", help="Prompts to calibrate with, one a line.  [default: the project's own]")
 @click.option("--runs", type=click.IntRange(1, 4096), default=16, show_default=True, help="Prompts looked into.")
 @click.option("--videos", type=click.IntRange(1, 256), default=8, show_default=True, help="Further ones compared.")

@@ -1,6 +1,6 @@
-"""Whether every component of every kind of Wan becomes a TensorRT engine in every 16-bit precision, without a GPU.
+"""Whether every component of every kind of Wan becomes a TensorRT engine in every precision, without a GPU.
 
-    python benchmarks/build_kinds.py [--kinds t2v,i2v] [--precision bf16,fp16,fp32] [--sm 86,89,120]
+    python benchmarks/build_kinds.py [--kinds t2v,i2v] [--precision bf16,fp16,fp32,int8,fp8] [--sm 86,89,120]
 
 On tiny random checkpoints, for TensorRT for RTX. Printed are the engines, and how many attentions of the step
 are one kernel.
@@ -14,18 +14,22 @@ import time
 from itertools import product
 from pathlib import Path
 
+from kinograph.calibration import CalibrationOptions, calibrate
 from kinograph.console import Console
 from kinograph.console.build import BuildJob, build
 from kinograph.engines.cache import EngineCache
+from kinograph.engines.needs import runs_on
 from kinograph.errors import KinographError
 from kinograph.export import ExportOptions, export
 from kinograph.export.families.wan.tiny import KINDS, save_tiny_checkpoint
+
+SMALL = {"width": 64, "height": 64, "num_frames": 5, "num_inference_steps": 4}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--precision", default="bf16,fp16,fp32")
+    parser.add_argument("--precision", default="bf16,fp16,fp32,int8,fp8")
     parser.add_argument("--sm", default="86,89,120")
     options = parser.parse_args()
     capabilities = tuple(int(one) for one in options.sm.split(","))
@@ -38,10 +42,14 @@ def main() -> None:
             checkpoint, bundle = folder / kind, folder / f"{kind}-{precision}"
             if not checkpoint.exists():
                 save_tiny_checkpoint(kind, checkpoint)
-            export(checkpoint, bundle, ExportOptions(precision=precision, parity=False))
-            for capability in capabilities:
+            floating = precision if precision in ("bf16", "fp16") else "fp32"
+            export(checkpoint, bundle, ExportOptions(precision=floating, parity=False, **SMALL))
+            if precision != floating:
+                calibrate(bundle, CalibrationOptions(precision, runs=2, videos=1, force=True), lambda *told: None)
+            variant = None if precision == floating else precision
+            for capability in (one for one in capabilities if runs_on(precision, one)):
                 start = time.perf_counter()
-                job = BuildJob(str(bundle), None, "rtx", (capability,), None, None, None, None, None, force=False)
+                job = BuildJob(str(bundle), None, "rtx", (capability,), variant, None, None, None, None, force=False)
                 try:
                     built = build(job, Console(quiet=True), EngineCache(folder / "cache"))
                 except KinographError as exc:

@@ -29,12 +29,14 @@ class CalibrationOptions:
     others, which no range was found on, are compared. With `scan` every layer's effect on the velocity is measured, and
     those that cost most stay as they are; without, only what flows through each layer decides. `force` writes a variant
     that misses the gate, marked as such, and replaces one that is there. `skip` names speed levels to find.
+    `images` are pictures that videos start from, where the model makes them from one; by default the project's own.
     `judged` is how many prompts a judge asks for, where the bundle has one.
     """
 
     recipe: str = "int8"
     skip: tuple[str, ...] = ()
     prompts: tuple[str, ...] | None = None
+    images: tuple[str, ...] = ()
     runs: int = 16
     videos: int = 8
     judged: int = 40

@@ -41,13 +41,9 @@ def find_levels(path: Path, options: CalibrationOptions, progress: Progress) -> 
         raise UsageError(f"unknown speed level {unknown[0]!r}; expected one of: {', '.join(SPEEDS)}. Use --skip.")
     with Bundle.open(path) as bundle, open_device(options.device) as device:
         manifest = bundle.manifest
-        if manifest.conditioning.image_required:
-            raise UsageError(
-                f"{manifest.name} makes videos from pictures, and only text-to-video can be sped up so far."
-            )
         if there := [name for name in options.skip if name in manifest.speeds and not options.force]:
             raise UsageError(f"{manifest.name} has a speed level {there[0]!r} already. Replace it with --force.")
-        loop = Loop(bundle, device)
+        loop = Loop(bundle, device, options.images)
         looked, held = chosen_prompts(bundle, options)
         starts = loop.starts([*looked, *held], best_precision(manifest, "text_encoder"))
         products = _look(loop, starts[: len(looked)], progress)

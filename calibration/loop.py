@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from kinograph.bundle import Bundle
 from kinograph.calibration import Progress
+from kinograph.calibration.pictures import chosen_pictures
 from kinograph.engines.protocol import Contents, Device, Engine
 from kinograph.manifest import Expert
 from kinograph.runtime.binding import Binding
-from kinograph.runtime.conditioning import nothing_given
+from kinograph.runtime.conditioning import Given, given_start, image_tokens, nothing_given
 from kinograph.runtime.denoise import TABLES, Inputs, denoise, load_inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.noise import normal
@@ -31,10 +32,20 @@ Latents = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: `noise` [1, C, F, H, W] and the embedded prompt `text` [B, L, D]."""
+    """Where a run starts: `noise` [1, C, F, H, W], the embedded prompt `text` [B, L, D], and a picture, if any.
+
+    Of that, what is `given`, and `image`, its tokens [1, N, D'], if the model reads any.
+    """
 
     noise: Latents
     text: npt.NDArray[np.float32]
+    given: Given
+    image: npt.NDArray[np.float32] | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """As the loop takes it."""
+        return Inputs(self.noise, self.text, self.given, self.image)
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,12 @@ class Moment:
 
 
 class Loop:
-    """The loop of a bundle at its own size, on a device."""
+    """The loop of a bundle at its own size, on a device.
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
+    Where the model makes videos from pictures, runs start from those called `images` in turn, or from our own.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, images: Sequence[str] = ()) -> None:
         manifest = bundle.manifest
         self.bundle, self.device = bundle, device
         geometry, defaults = manifest.geometry, manifest.defaults
@@ -64,6 +78,10 @@ class Loop:
         )
         self.steps = schedule(manifest.solver, defaults.num_inference_steps)
         self.scale = manifest.experts[0].guidance_scale
+        self._pictures: list[npt.NDArray[np.uint8]] = []
+        if manifest.conditioning.image_required:
+            self._pictures = chosen_pictures(images, defaults.width, defaults.height)
+        self._taken: dict[int, tuple[Given, npt.NDArray[np.float32] | None]] = {}
 
     def starts(
         self, prompts: Sequence[str], precision: str, contents: Contents | None = None, *, first_seed: int = 0
@@ -74,7 +92,27 @@ class Loop:
 
     def start(self, seed: int, text: npt.NDArray[np.float32]) -> Start:
         """A start with the noise of a seed."""
-        return Start(normal(self.shape, seed), text)
+        return Start(normal(self.shape, seed), text, *self._conditions(seed))
+
+    def _conditions(self, seed: int) -> tuple[Given, npt.NDArray[np.float32] | None]:
+        """What a start of that seed is given of its picture, which the seed decides."""
+        if not self._pictures:
+            return nothing_given(self.shape), None
+        number = seed % len(self._pictures)
+        if number not in self._taken:
+            picture, manifest = self._pictures[number], self.bundle.manifest
+            with ExitStack() as stack:
+
+                def open_engine(component: str) -> Engine:
+                    engine = self.device.open(self.bundle, component, FLOAT)
+                    stack.callback(engine.close)
+                    return engine
+
+                given = given_start(self.device, open_engine, picture, self.shape, manifest.geometry.temporal)
+                reads = manifest.conditioning.image_tokens
+                tokens = image_tokens(self.device, open_engine, picture) if reads else None
+            self._taken[number] = given, tokens
+        return self._taken[number]
 
     def embedded(
         self, prompts: Sequence[str], precision: str, contents: Contents | None = None
@@ -96,7 +134,7 @@ class Loop:
         """Every step after it has run, with the buffers it ran on; other `steps` than the schedule's, if given."""
         first = open_expert(self.expert(self.steps[0]))
         with Binding(self.device, first, self._axes(), without=TABLES) as binding:
-            inputs = Inputs(start.noise, start.text, nothing_given(self.shape))
+            inputs = start.inputs
             load_inputs(binding, inputs)
             for step in self._steps(binding, inputs, self.steps if steps is None else steps, open_expert):
                 yield step, binding
@@ -129,7 +167,7 @@ class Loop:
         found = []
         with Binding(self.device, engine, self._axes(), without=TABLES) as binding:
             for moment in moments:
-                inputs = Inputs(moment.start.noise, moment.start.text, nothing_given(self.shape))
+                inputs = moment.start.inputs
                 load_inputs(binding, inputs)
                 binding.write("sample", moment.sample)
                 binding.write("history", moment.history)

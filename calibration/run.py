@@ -40,7 +40,7 @@ def run(
         raise UsageError(f"unknown recipe {options.recipe!r}; expected one of: {', '.join(RECIPES)}. Use --recipe.")
     with Bundle.open(path) as bundle, open_device(options.device) as device:
         _check(bundle.manifest, options)
-        loop, recipe = Loop(bundle, device), RECIPES[options.recipe]
+        loop, recipe = Loop(bundle, device, options.images), RECIPES[options.recipe]
         looked, held = chosen_prompts(bundle, options)
         with open_journal(bundle, options, device.backend) as journal:
             text = best_precision(bundle.manifest, "text_encoder")
@@ -94,10 +94,6 @@ def _planned(
 def _check(manifest: Manifest, options: CalibrationOptions) -> None:
     if options.runs < 1 or options.videos < 1:
         raise UsageError(f"{options.runs} runs and {options.videos} videos: expected at least one of each.")
-    if manifest.conditioning.image_required:
-        raise UsageError(
-            f"{manifest.name} makes videos from pictures, and only text-to-video can be calibrated so far."
-        )
     made = any(options.recipe in component.variants for component in manifest.components.values())
     if made and not options.force:
         raise UsageError(f"{manifest.name} has a variant {options.recipe!r} already. Replace it with --force.")

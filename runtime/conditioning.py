@@ -14,13 +14,27 @@ from PIL import Image
 from kinograph.engines.protocol import Device, Engine
 from kinograph.manifest import Geometry
 from kinograph.runtime import codec
+from kinograph.runtime.binding import Binding
 from kinograph.runtime.windows import Window
 
-__all__ = ["Fit", "Given", "Original", "Piece", "encode_piece", "encode_start", "fit", "given_in", "nothing_given"]
+__all__ = [
+    "Fit",
+    "Given",
+    "Original",
+    "Piece",
+    "encode_piece",
+    "encode_start",
+    "fit",
+    "given_in",
+    "given_start",
+    "image_tokens",
+    "nothing_given",
+]
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
 Open = Callable[[str], Engine]
+Shape = tuple[int, int, int, int, int]
 Fit = Literal["crop", "pad", "stretch"]
 
 _ENCODER = ("encoder_first", "encoder_next")
@@ -42,14 +56,12 @@ class Piece:
     start: int
 
 
-def nothing_given(shape: tuple[int, int, int, int, int]) -> Given:
+def nothing_given(shape: Shape) -> Given:
     """Plain text-to-video for latents of `shape`."""
     return Given(np.zeros(shape, np.float32), np.zeros((1, 1, *shape[2:]), np.float32))
 
 
-def given_in(
-    window: Window, shape: tuple[int, int, int, int, int], known: Mapping[int, Latents], first: Latents | None
-) -> Given:
+def given_in(window: Window, shape: Shape, known: Mapping[int, Latents], first: Latents | None) -> Given:
     """What of a window's latents of `shape` is given: `known` [1, C, 1, H, W] by the film's latent frame.
 
     `first` is the window's first latent frame, which stands for one frame, where the film's stands for several.
@@ -91,7 +103,7 @@ def encode_start(
     device: Device,
     open_engine: Open,
     image: Pixels,
-    shape: tuple[int, int, int, int, int],
+    shape: Shape,
     temporal: int,
     *,
     clip: bool,
@@ -106,6 +118,23 @@ def encode_start(
     chunks = [(image[None], np.ones(1, np.float32)), *([grey] * (count - 1) if clip else [])]
     engines = [open_engine(name) for name in _ENCODER]
     return np.concatenate(list(codec.encode(device, engines[0], engines[1], chunks, {"H": height, "W": width})), axis=2)
+
+
+def image_tokens(device: Device, open_engine: Open, picture: Pixels) -> Latents:
+    """What the image encoder makes of a picture of any size, uint8 [H', W', 3]: float32 [1, N, D']."""
+    with Binding(device, open_engine("image_encoder"), {}) as binding:
+        height, width, _ = binding["pixels"].shape
+        binding.write("pixels", fit(picture, width, height, resample=Image.Resampling.BICUBIC))
+        binding.run()
+        return np.asarray(binding["tokens"].read(), np.float32)
+
+
+def given_start(device: Device, open_engine: Open, image: Pixels, shape: Shape, temporal: int) -> Given:
+    """A video that begins with `image`, as a model that is conditioned through channels is given it."""
+    given = nothing_given(shape)
+    given.known[...] = encode_start(device, open_engine, image, shape, temporal, clip=True)
+    given.mask[:, :, 0] = 1
+    return given
 
 
 class Original:

@@ -258,11 +258,7 @@ class Film:
         return self._tokens(pieces[0].frames[-1] if request.image is None else read_image(request.image))
 
     def _tokens(self, picture: Pixels) -> npt.NDArray[np.float32]:
-        with Binding(self.shop.device, self.shop.engine("image_encoder"), {}) as binding:
-            height, width, _ = binding["pixels"].shape
-            binding.write("pixels", conditioning.fit(picture, width, height, resample=Image.Resampling.BICUBIC))
-            binding.run()
-            tokens: npt.NDArray[np.float32] = binding["tokens"].read()
+        tokens = conditioning.image_tokens(self.shop.device, self.shop.engine, picture)
         self.shop.leave_stage()
         return tokens
 
@@ -273,20 +269,18 @@ class Film:
         device, engine, manifest = self.shop.device, self.shop.engine, self.shop.manifest
         temporal, clip = manifest.geometry.temporal, manifest.conditioning.kind == "channels"
         image = self._shown.get(window.start)
-        if window.start == 0 and not clip:
-            image = None
-        first = None
-        if image is not None:
-            first = conditioning.encode_start(device, engine, image, shape, temporal, clip=clip)
-            self.shop.leave_stage()
         if clip:
-            given = conditioning.nothing_given(shape)
-            if first is not None and image is not None:
-                given.known[...] = first
-                given.mask[:, :, 0] = 1
-                if window.start > 0 and manifest.conditioning.image_tokens:
-                    tokens = self._tokens(image)
+            if image is None:
+                return conditioning.nothing_given(shape), tokens
+            given = conditioning.given_start(device, engine, image, shape, temporal)
+            self.shop.leave_stage()
+            if window.start > 0 and manifest.conditioning.image_tokens:
+                tokens = self._tokens(image)
             return given, tokens
+        first = None
+        if image is not None and window.start > 0:
+            first = conditioning.encode_start(device, engine, image, shape, temporal, clip=False)
+            self.shop.leave_stage()
         given = conditioning.given_in(window, shape, self._made | self._known, first)
         if self._patch is not None:
             self._patch.give(given, window)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import kinograph
 from kinograph.bundle import Bundle, verify
 from kinograph.calibration import CalibrationOptions, calibrate, compare
 from kinograph.calibration.compare import Report
+from kinograph.calibration.pictures import chosen_pictures
 from kinograph.calibration.quality import Bars, psnr, ssim
 from kinograph.cli import main
 from kinograph.console.judges import JUDGES
@@ -140,6 +142,37 @@ def test_the_text_encoder_alone_in_4_bits(tmp_path: Path, starter_copy: Callable
         assert len(pipe(PROMPT, seed=3).frames) == 17
     with pytest.raises(UsageError, match="has a variant 'int4-weights' already"):
         calibrate(paths[0], replace(options, force=False), silent)
+
+
+@pytest.fixture
+def from_pictures(tmp_path: Path, tiny_bundle: Callable[..., Path]) -> Path:
+    """A tiny model that makes videos from pictures, and reads their tokens; its own are small."""
+    path = tmp_path / "i2v"
+    shutil.copytree(tiny_bundle("i2v"), path)
+    document = json.loads((path / "bundle.json").read_text())
+    document["defaults"] |= {"width": 64, "height": 48, "num_frames": 5, "num_inference_steps": 3}
+    (path / "bundle.json").write_text(json.dumps(document))
+    return path
+
+
+def test_models_that_start_from_a_picture(
+    from_pictures: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = calibrate(from_pictures, replace(QUICK, force=True, images=(str(picture),)), silent)
+    assert report.quality.psnr_db > 25
+    with kinograph.load(from_pictures, device="cpu", variant="int8") as pipe:
+        assert pipe("a cat walks", image=str(picture)).frames.shape == (5, 48, 64, 3)
+    assert main(["calibrate", str(from_pictures), "--skip", "careful", "--image", "none.png", "-q"]) == 3
+    assert "none.png" in capsys.readouterr().err
+
+
+def test_our_own_pictures_have_the_contrasts_of_photographs() -> None:
+    pictures = chosen_pictures((), 64, 48)
+    assert {one.shape for one in pictures} == {(48, 64, 3)} and len({one.tobytes() for one in pictures}) == len(
+        pictures
+    )
+    spectrum = np.mean([np.abs(np.fft.fft2(one.astype(float).mean(2))) for one in pictures], axis=0)
+    assert spectrum[1, 1] > 4 * spectrum[8, 8] > 4 * spectrum[20, 20] > 0
 
 
 def test_engines_of_a_replaced_variant_go_with_it(tmp_path: Path, starter_copy: Callable[..., Path]) -> None:
