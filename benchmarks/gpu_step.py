@@ -26,10 +26,10 @@ from full_size_build import bundle_of
 from torch.utils.flop_counter import FlopCounterMode
 
 import kinograph
+from kinograph.bundle import Bundle
 from kinograph.runtime.events import StageStarted, StepDone
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TEXT_LENGTH = 512  # tokens, as every Wan pads them
 PRODUCT = 8192  # rows and columns, for the GPU's own rate
 
 
@@ -57,7 +57,7 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def diffusers_step(
-    size: str, device: str, dtype: torch.dtype, latent: tuple[int, ...], *, compiled: bool = False
+    size: str, device: str, dtype: torch.dtype, latent: tuple[int, ...], length: int, *, compiled: bool = False
 ) -> Callable[[], Any]:
     """diffusers' transformer on a guided batch, ready to be called."""
     with torch.device(device):
@@ -65,7 +65,7 @@ def diffusers_step(
     if compiled:
         model.compile()
     x = torch.randn(2, model.config.in_channels, *latent, device=device, dtype=dtype)
-    text = torch.randn(2, TEXT_LENGTH, model.config.text_dim, device=device, dtype=dtype)
+    text = torch.randn(2, length, model.config.text_dim, device=device, dtype=dtype)
     timestep = torch.full((2,), 500.0, device=device)
 
     def run() -> Any:
@@ -114,14 +114,16 @@ def main() -> None:
         num_inference_steps=options.steps,
         seed=1,
     )
+    with Bundle.open(bundle) as opened:
+        length = opened.manifest.text.length  # tokens, which every prompt is padded to
     latent = (1 + (options.frames - 1) // 4, height // 8, width // 8)
-    eager = diffusers_step(options.model, device, dtype, latent)
+    eager = diffusers_step(options.model, device, dtype, latent, length)
     with FlopCounterMode(display=False) as counter:
         eager()
     flops, rate = counter.get_total_flops(), product_rate(device, dtype)
     sides: dict[str, Callable[[], float]] = {"diffusers": lambda: seconds(eager, device, options.steps)}
     if not options.no_compile:
-        compiled = diffusers_step(options.model, device, dtype, latent, compiled=True)
+        compiled = diffusers_step(options.model, device, dtype, latent, length, compiled=True)
         sides["diffusers, compiled"] = lambda: seconds(compiled, device, options.steps)
     with ExitStack() as stack:
         for name, graphs in (("Kinograph", True), ("Kinograph, one by one", False))[: 1 + device.startswith("cuda")]:
