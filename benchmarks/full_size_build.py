@@ -2,9 +2,9 @@
 
     python benchmarks/full_size_build.py wan2.1-1.3b --folder /big/disk --precision bf16,fp16,int8,fp8 --sm 86,89,120
 
-Exports with a text encoder of one layer, since it is about the step and the codec, quantises where the precision asks
-for it, and builds every component with TensorRT for RTX. A build is a process of its own; `held` is what it kept itself
-(anonymous pages), `peak` also counts the weight file that it has mapped.
+Exports with a text encoder of one layer, since it is about the step and the codec, quantises the step where the
+precision asks for it, and builds every component with TensorRT for RTX. A build is a process of its own; `held` is what
+it kept itself (anonymous pages), `peak` also counts the weight file that it has mapped.
 """
 
 from __future__ import annotations
@@ -20,12 +20,22 @@ import time
 from itertools import product
 from pathlib import Path
 
+import msgspec
+import numpy as np
 from export_full_size import SIZES, UMT5_XXL, write_checkpoint
 from full_size import anonymous
 
 from kinograph.bundle import Bundle
+from kinograph.bundle.draft import Trial
+from kinograph.calibration.draft import draft
+from kinograph.calibration.layers import open_graph
+from kinograph.calibration.loop import FLOAT
+from kinograph.calibration.recipes import RECIPES
+from kinograph.calibration.recipes.static import Plan
+from kinograph.calibration.work import Work
 from kinograph.engines.needs import runs_on
 from kinograph.engines.tensorrt import build
+from kinograph.manifest import Component, Quality, Variant
 from kinograph.runtime.sizes import component_axes
 
 
@@ -34,18 +44,42 @@ def build_one(
 ) -> None:
     """Build one component in this process, and print what came of it as JSON."""
     with Bundle.open(bundle) as opened:
+        contents = quantised(opened, precision) if component == "step" and precision in RECIPES else opened
         manifest = opened.manifest
         geometry = manifest.geometry
         latent = 1 + (frames - 1) // geometry.temporal
         width, height = (side // geometry.spatial for side in size)
-        precisions = {
-            name: precision if precision in one.variants else next(iter(one.variants))
-            for name, one in manifest.components.items()
-        }
-        axes = component_axes(manifest, precisions, (latent, latent), height, width, [component])[component]
-        built = build(opened, component, precisions[component], capability=capability, axes=axes)
+        floating = {name: next(iter(one.variants)) for name, one in manifest.components.items()}
+        axes = component_axes(manifest, floating, (latent, latent), height, width, [component])[component]
+        own = precision if component == "step" else floating[component]
+        built = build(contents, component, own, capability=capability, axes=axes)
     fused = sum("_gemm_mha" in layer for layer in built.layers)
     print(json.dumps([len(built.plan), built.activation_bytes, built.weight_bytes, len(built.layers), fused]))
+
+
+def quantised(bundle: Bundle, precision: str) -> Trial:
+    """The bundle with a quantised step beside it, made where there is none.
+
+    Ranges are made up, and every product has one: what a build takes does not depend on them, and a run of a float step
+    of five billion parameters would take longer than all its builds.
+    """
+    folder = bundle.path.with_name(f"{bundle.path.name}-{precision}")
+    recipe, work = RECIPES[precision], Work.on_products(open_graph(bundle, "step", FLOAT), 1)
+    for group in work.layers:
+        floats = tuple(work.graph.weights[name] for name in group.weights)
+        even, form = np.ones(group.channels, np.float32), recipe.numbers.activation(-8.0, 8.0)
+        work.plans.append(Plan(group, even, form, floats, recipe.numbers, per_channel=True, noise=30.0))
+    work.chosen = list(range(len(work.plans)))
+    file = folder / "draft.json"
+    if file.exists():
+        variant, files = msgspec.json.decode(file.read_bytes(), type=tuple[Variant, dict[str, str]])
+    else:
+        made = draft(bundle, {"step": work}, precision, folder)
+        variant, files = made.variants["step"], {name: str(path) for name, path in made.files.items()}
+        file.write_bytes(msgspec.json.encode((variant, files)))
+    quality = Quality(recipe=precision, videos=1, passed=False, velocity_db=0.0, psnr_db=0.0, ssim=0.0)
+    component = Component(variants={precision: msgspec.structs.replace(variant, quality=quality)})
+    return Trial(bundle, {"step": component}, {name: Path(path) for name, path in files.items()})
 
 
 def measured(arguments: list[str]) -> tuple[list[int], float, float, float]:
@@ -72,22 +106,15 @@ def measured(arguments: list[str]) -> tuple[list[int], float, float, float]:
 
 
 def bundle_of(size: str, precision: str, folder: Path) -> Path:
-    """A bundle of that size in `folder`, with a step of that precision; made where there is none."""
+    """A bundle of that size in `folder`, in that precision or the one it is made from; made where there is none."""
     floating = precision if precision in ("bf16", "fp16") else "fp32"
     bundle = folder / f"{size}-{floating}"
     checkpoint = folder / f"{size}-checkpoint"
     if not bundle.exists():
         write_checkpoint(size, checkpoint, 1 << 27, UMT5_XXL | {"num_layers": 1, "vocab_size": 384})
         export = [sys.executable, "-m", "kinograph", "export", str(checkpoint), str(bundle)]
-        smallest = ["--size", "64x64", "--frames", "5", "--steps", "2"]  # by default, which is what is calibrated
-        subprocess.run([*export, *smallest, "--precision", floating, "--no-parity", "--quiet"], check=True)
+        subprocess.run([*export, "--precision", floating, "--no-parity", "--quiet"], check=True)
         shutil.rmtree(checkpoint)
-    with Bundle.open(bundle) as opened:
-        there = precision in opened.component("step").variants
-    if not there:  # the ranges of two short runs: what is built is as large as with better ones
-        calibrate = [sys.executable, "-m", "kinograph", "calibrate", str(bundle), "--recipe", precision]
-        shortest = ["--runs", "1", "--videos", "1", "--no-scan", "--force", "--quiet"]
-        subprocess.run([*calibrate, *shortest], check=True)
     return bundle
 
 
