@@ -9,6 +9,7 @@ measured as the change from one frame to the next at the join over the median of
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from PIL import Image, ImageDraw
 
 import kinograph
 from kinograph import Cue, FramesDecoded, Request
+from kinograph.runtime.clip import read_clip
 from kinograph.runtime.codec import decode, encode
 from kinograph.runtime.image import contact_sheet, png_bytes
 from kinograph.runtime.latents import read_latents
@@ -192,6 +194,41 @@ def join(studio: Studio) -> dict[str, Any]:
     return {"joined without a cut, %": share(smooth), "loop closed without a cut, %": share(loops), "cases": count}
 
 
+def inpaint(studio: Studio) -> dict[str, Any]:
+    """A second subject put into true renders of one, where a mask leaves room for it, which its own render decides."""
+    right, coloured, untouched, kept_in_file, sheet = [], [], [], [], []
+    rng = np.random.default_rng(77)
+    while len(right) < studio.options.cases:
+        scene = world.sample(rng, evaluation=True, kind="above")
+        both = drawing.render(scene, FRAMES, SIDE)
+        alone = drawing.render(dataclasses.replace(scene, actors=scene.actors[:1]), FRAMES, SIDE)
+        rows, columns = np.nonzero((np.abs(both.astype(int) - alone).max(3) > 24).any(0))
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[max(0, rows.min() - 8) : rows.max() + 9, max(0, columns.min() - 8) : columns.max() + 9] = 255
+        path = studio.folder / "mask.png"
+        Image.fromarray(mask).save(path)
+        film = studio.film(alone, "clip")
+        frames = studio.make(main_caption(scene), seed=len(right), inpaint=film, mask=str(path))
+        given = np.stack(list(read_clip(film, width=SIDE, height=SIDE, fps=FPS, how="crop")))
+        written = np.stack(list(read_clip(studio.film(frames, "made"), width=SIDE, height=SIDE, fps=FPS, how="crop")))
+        kept_in_file.append(decibels(written[:, mask == 0][:, :, None], given[:, mask == 0][:, :, None]))
+        untouched.append(np.array_equal(frames[:, mask == 0], given[:, mask == 0]))
+        found = matched(scene, judge(frames))[1]
+        right.append(found is not None and found.subject == scene.actors[1].subject)
+        coloured.append(found is not None and found.colour == scene.actors[1].colour)
+        if len(right) <= 3:
+            chosen = np.linspace(0, FRAMES - 1, 12).astype(int)
+            sheet += [*given[chosen], *frames[chosen]]
+    studio.sheet("inpaint", np.stack(sheet), 6)
+    return {
+        "frames outside the mask as they were, %": share(untouched),
+        "the same in the file, dB, worst": round(min(kept_in_file), 1),
+        "new subject right, %": share(right),
+        "new colour right, %": share(coloured),
+        "cases": len(right),
+    }
+
+
 def minute(studio: Studio) -> dict[str, Any]:
     """A minute beside four seconds: memory, time, and whether the end shows what the beginning showed."""
     runs = {}
@@ -272,6 +309,7 @@ ALL: dict[str, Callable[[Studio], dict[str, Any]]] = {
     "image": image,
     "extension": extension,
     "join": join,
+    "inpaint": inpaint,
     "minute": minute,
     "storyboard": storyboard,
     "resume": resume,
