@@ -436,7 +436,12 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
 @click.option("--size", metavar="WxH", callback=_size, help="Size of the videos in pixels." + _DEFAULT)
 @click.option("--frames", "num_frames", type=int, help="Number of frames, or of a window's." + _DEFAULT)
 @click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Most memory a layer may use to be fast.")
-@click.option("--stream-weights", "streams", is_flag=True, help="Let weights stay in RAM, for --weight-budget.")
+@click.option(
+    "--weight-budget",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="For generate with the same: components with more weights can leave some in RAM.",
+)
 @click.option("--later-versions", is_flag=True, help="With TensorRT: for later versions of the same number, too.")
 @click.option(
     "--gpus", type=click.Choice(["same-capability", "ampere-plus"]), help="With TensorRT: for other GPUs as well."
@@ -448,7 +453,14 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
 @_json_option
 @_quiet_option
 def build(
-    bundle: str | None, listed: bool, clean: bool, workspace: int | None, as_json: bool, quiet: bool, **options: Any
+    bundle: str | None,
+    listed: bool,
+    clean: bool,
+    workspace: int | None,
+    weight_budget: int | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Build TensorRT engines of BUNDLE, for GPUs that need not be here, and keep them in the cache (KINOGRAPH_CACHE).
 
@@ -469,7 +481,10 @@ def build(
         click.echo(f"{escape(str(cache.folder))}: {len(cards)} engines, {sum(c.bytes for c in cards) / 1e6:.1f} MB")
         return
     width, height = options.pop("size") or (None, None)
-    job = BuildJob(bundle=bundle, width=width, height=height, workspace=workspace and workspace << 20, **options)
+    workspace, weight_budget = (size and size << 20 for size in (workspace, weight_budget))
+    job = BuildJob(
+        bundle=bundle, width=width, height=height, workspace=workspace, weight_budget=weight_budget, **options
+    )
     with Console(quiet=quiet) as console:
         built = run(job, console, cache)
     text = json_text({"engines": built})

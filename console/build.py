@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kinograph.engines.bundled import write_engines
 from kinograph.engines.cache import EngineCache
 from kinograph.engines.obtain import obtain
-from kinograph.engines.origin import Card, Portability, origin
+from kinograph.engines.origin import Card, Portability, origin, streams
 from kinograph.engines.tensorrt import capabilities
 from kinograph.engines.tensorrt_module import FULL, RTX
 from kinograph.engines.tensorrt_toolkit import TensorRT
@@ -33,8 +33,9 @@ class BuildJob(NamedTuple):
     """What one `build` is to do: engines of `target` for `capabilities`, for videos of `width` × `height` pixels.
 
     Without `capabilities` it is the GPU's own. `output` is a folder for them besides the cache, or None; with
-    `into_bundle` they become files of the bundle. `workspace` is in bytes. Engines that `streams` asks for can leave
-    weights in the host's memory; those for `later_versions` and other `gpus` are of TensorRT alone.
+    `into_bundle` they become files of the bundle. `workspace` and `weight_budget` are in bytes: of a component with
+    more weights than that, the engine can leave some in the host's memory. Engines for `later_versions` and other
+    `gpus` are of TensorRT alone.
     """
 
     bundle: str | None
@@ -48,7 +49,7 @@ class BuildJob(NamedTuple):
     workspace: int | None
     force: bool
     into_bundle: bool = False
-    streams: bool = False
+    weight_budget: int | None = None
     later_versions: bool = False
     gpus: Portability | None = None
 
@@ -170,7 +171,7 @@ def _obtain(
         builder=toolkit.version,
         capability=place.capability,
         device=place.device,
-        streams=job.streams,
+        streams=streams(bundle, component, precision, job.weight_budget),
         later_versions=job.later_versions,
         gpus=job.gpus,
     )

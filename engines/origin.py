@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kinograph.engines.protocol import Axes, Contents
     from kinograph.engines.tensorrt import Built
 
-__all__ = ["Card", "Origin", "Portability", "origin"]
+__all__ = ["Card", "Origin", "Portability", "origin", "streams", "weight_bytes"]
 
 _FUSED = "_gemm_mha"  # in the name of a layer that does attention in one kernel
 _AMPERE = 80
@@ -153,6 +153,16 @@ def origin(
         later_versions=later_versions,
         gpus=gpus,
     )
+
+
+def weight_bytes(contents: Contents, component: str, precision: str) -> int:
+    """The bytes of a component's weights."""
+    return sum(contents.map(name).size for name in contents.component(component).variants[precision].weights)
+
+
+def streams(contents: Contents, component: str, precision: str, budget: int | None) -> bool:
+    """Whether a component has more weights than the budget for them on the GPU, if there is one."""
+    return budget is not None and weight_bytes(contents, component, precision) > budget
 
 
 def _later(old: str, new: str) -> bool:

@@ -12,7 +12,7 @@ from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.launch import LONGEST, Launcher
 from kinograph.engines.needs import runs_on
 from kinograph.engines.obtain import obtain
-from kinograph.engines.origin import Card, Origin, origin
+from kinograph.engines.origin import Card, Origin, origin, streams, weight_bytes
 from kinograph.engines.tensorrt_engine import Arena, TensorRTEngine
 from kinograph.errors import EngineError, UsageError
 
@@ -102,7 +102,7 @@ class TensorRTDevice:
         if card is not None:
             weights, activations = card.weight_bytes or card.bytes, card.activation_bytes
         else:
-            weights = _weights(bundle, component, precision)
+            weights = weight_bytes(bundle, component, precision)
             activations = activation_bytes(bundle, bundle.component(component).variants[precision], sizes)
         return Footprint(weights if self.weight_budget is None else min(weights, self.weight_budget), activations)
 
@@ -169,13 +169,8 @@ class TensorRTDevice:
             builder=self.toolkit.version,
             capability=self.gpu.capability,
             device=self.gpu.name if self.toolkit.times else None,
-            streams=self.weight_budget is not None and _weights(bundle, component, precision) > self.weight_budget,
+            streams=streams(bundle, component, precision, self.weight_budget),
         )
-
-
-def _weights(bundle: Contents, component: str, precision: str) -> int:
-    """Bytes of weights of a component."""
-    return sum(bundle.map(name).size for name in bundle.component(component).variants[precision].weights)
 
 
 def _within(inner: Axes, outer: Axes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +101,15 @@ def test_engines_go_into_the_bundle(
     assert "fused attention" in capsys.readouterr().out
     assert main(["build", "--sm", "89", "--into-bundle", "-q"]) == 2
     assert "Copy it first" in capsys.readouterr().err
+
+
+def test_what_has_more_weights_than_the_budget_streams(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINOGRAPH_CACHE", str(tmp_path))
+    assert main(["build", "--sm", "89", "--weight-budget", "8", "--json", "-q"]) == 0
+    built = {one["component"]: one["streams_weights"] for one in json.loads(capsys.readouterr().out)["engines"]}
+    assert built.pop("step") and not any(built.values())
 
 
 def test_what_a_gpu_cannot_compute_is_refused(
