@@ -13,6 +13,7 @@ from kinograph.engines.fake import FakeDevice
 from kinograph.engines.fake_gpu import FakeGpu
 from kinograph.engines.gpu import ALIGNMENT
 from kinograph.engines.host import NUMPY_DTYPES
+from kinograph.engines.origin import Origin
 from kinograph.engines.ort import OrtDevice
 from kinograph.engines.protocol import Axes, Buffer, Contents, Device
 from kinograph.engines.tensorrt import BuildOptions, Built, Progress
@@ -43,17 +44,8 @@ class FakeToolkit:
         self.contexts = 0
         self.host: Device = OrtDevice(threads=1) if computes else FakeDevice()
 
-    def build(
-        self,
-        contents: Contents,
-        component: str,
-        precision: str,
-        *,
-        capability: int,
-        axes: Axes,
-        options: BuildOptions,
-        progress: Progress,
-    ) -> Built:
+    def build(self, contents: Contents, wanted: Origin, axes: Axes, options: BuildOptions, progress: Progress) -> Built:
+        component, precision = wanted.component, wanted.precision
         self.gpu.call("build")
         progress("build", 1, 1)
         self.built.append((component, axes))

@@ -36,15 +36,7 @@ def obtain(
             gpus=wanted.gpus,
             timings=cache.timings(wanted) if toolkit.times else None,
         )
-        built = toolkit.build(
-            contents,
-            wanted.component,
-            wanted.precision,
-            capability=wanted.capability,
-            axes=axes,
-            options=options,
-            progress=progress,
-        )
+        built = toolkit.build(contents, wanted, axes, options, progress)
         if built.timings is not None:
             cache.keep_timings(wanted, built.timings)
         return built

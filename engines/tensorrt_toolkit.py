@@ -15,6 +15,7 @@ from kinograph.engines.tensorrt_module import NAMES, RTX, find_module, listening
 from kinograph.errors import EngineError
 
 if TYPE_CHECKING:
+    from kinograph.engines.origin import Origin
     from kinograph.engines.protocol import Axes, Contents
 
 __all__ = ["Context", "Plan", "TensorRT", "Toolkit"]
@@ -66,18 +67,8 @@ class Toolkit(Protocol):
         """Whether it builds by timing on the GPU at hand, for which alone the engine is then the best."""
         ...
 
-    def build(
-        self,
-        contents: Contents,
-        component: str,
-        precision: str,
-        *,
-        capability: int,
-        axes: Axes,
-        options: BuildOptions,
-        progress: Progress,
-    ) -> Built:
-        """A component as an engine for a compute capability, for sizes within `axes`."""
+    def build(self, contents: Contents, wanted: Origin, axes: Axes, options: BuildOptions, progress: Progress) -> Built:
+        """The component that is `wanted`, as an engine for sizes within `axes`."""
         ...
 
     def load(
@@ -108,25 +99,14 @@ class TensorRT:
     def times(self) -> bool:
         return self.target != RTX
 
-    def build(
-        self,
-        contents: Contents,
-        component: str,
-        precision: str,
-        *,
-        capability: int,
-        axes: Axes,
-        options: BuildOptions,
-        progress: Progress,
-    ) -> Built:
-        target = self.target
+    def build(self, contents: Contents, wanted: Origin, axes: Axes, options: BuildOptions, progress: Progress) -> Built:
         return build(
             contents,
-            component,
-            precision,
-            capability=capability,
+            wanted.component,
+            wanted.precision,
+            capability=wanted.capability,
             axes=axes,
-            target=target,
+            target=self.target,
             options=options,
             progress=progress,
         )

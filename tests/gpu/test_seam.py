@@ -16,6 +16,7 @@ from kinograph.engines.cuda import CudaGpu
 from kinograph.engines.fake_gpu import FakeGpu
 from kinograph.engines.gpu import ALIGNMENT, Gpu
 from kinograph.engines.host import NUMPY_DTYPES
+from kinograph.engines.origin import Origin
 from kinograph.engines.tensorrt import Built
 from kinograph.engines.tensorrt_device import TensorRTDevice
 from kinograph.errors import KinographError, MemoryLimitError
@@ -131,8 +132,8 @@ class _Clearing:
     def __init__(self, gpu: Gpu, contents: object) -> None:
         self.gpu, self.contents = gpu, contents
 
-    def build(self, contents: object, component: str, precision: str, **options: object) -> Built:
-        return Built(f"{component} {precision}".encode(), (), 1 << 20, 1)
+    def build(self, contents: object, wanted: Origin, *others: object) -> Built:
+        return Built(f"{wanted.component} {wanted.precision}".encode(), (), 1 << 20, 1)
 
     def load(self, plan: bytes, compiled: bytes | None, **options: object) -> SimpleNamespace:
         component, precision = plan.decode().split()
