@@ -131,7 +131,8 @@ def _make(
     with writer:
         watched = _Watched()
         shown = None if job.preview is None else _Preview(job.preview, pipe.bundle.manifest.geometry.spatial)
-        _run(pipe, request, done, _captions(job, request), shown, writer, watched, kept, console)
+        to = _Outlets(writer, _captions(job, request), watched, kept, shown)
+        _run(pipe, request, done, to, console)
         if watched.blank and job.fail_on_blank:
             raise NumericError("every frame is the same single colour, so no video was written. Try another --seed")
         console.start_stage("write")
@@ -204,16 +205,18 @@ def _latents_file(job: Job, pipe: Pipeline, request: Request) -> LatentsFile | N
     return LatentsFile(Path(job.latents), request, origin)
 
 
+class _Outlets(NamedTuple):
+    """Where what happens in a run goes: frames, with captions, to the file and whoever watches; latents; previews."""
+
+    writer: VideoWriter
+    captions: Captions
+    watched: _Watched
+    kept: LatentsFile | None
+    preview: _Preview | None
+
+
 def _run(
-    pipe: Pipeline,
-    request: Request,
-    done: npt.NDArray[np.float32] | None,
-    captions: Captions,
-    preview: _Preview | None,
-    writer: VideoWriter,
-    watched: _Watched,
-    kept: LatentsFile | None,
-    console: Console,
+    pipe: Pipeline, request: Request, done: npt.NDArray[np.float32] | None, to: _Outlets, console: Console
 ) -> None:
     units = {"denoise": "steps", "decode": "frames", "film": "s of film"}
     fps, stage = _known(request.fps), ""
@@ -224,19 +227,19 @@ def _run(
                 name = f"{stage} {event.detail}".strip()
                 console.start_stage(name, None, units.get(stage, ""), expected_bytes=event.expected_bytes)
             elif isinstance(event, kinograph.StepDone):
-                if preview is not None:
-                    preview.see(event)
+                if to.preview is not None:
+                    to.preview.see(event)
                 if stage == "denoise":
                     console.update(event.index + 1, event.total)
             elif isinstance(event, kinograph.WindowDone):
-                if kept is not None:
-                    kept.add(event.latents)
+                if to.kept is not None:
+                    to.kept.add(event.latents)
             else:
-                frames = captions.draw(event.frames, event.index)
-                writer.write(frames)
-                watched.see(frames, event.index, event.total)
+                frames = to.captions.draw(event.frames, event.index)
+                to.writer.write(frames)
+                to.watched.see(frames, event.index, event.total)
                 scale = 1 / fps if stage == "film" else 1
-                console.update(writer.frames_written * scale, event.total * scale)
+                console.update(to.writer.frames_written * scale, event.total * scale)
 
 
 def _check_values(job: Job) -> None:
