@@ -359,7 +359,7 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 @click.argument("bundle")
 @click.option(
     "--recipe",
-    type=click.Choice(["int8", "fp8", "int4-weights"]),
+    type=click.Choice(["int8", "int8-dynamic", "fp8", "mxfp8", "nvfp4", "int4-weights"]),
     help="What to quantise to.  [default: int8, or nothing with --skip]",
 )
 @click.option(

@@ -31,7 +31,7 @@ from kinograph.calibration.draft import draft
 from kinograph.calibration.layers import open_graph
 from kinograph.calibration.loop import FLOAT
 from kinograph.calibration.recipes import RECIPES
-from kinograph.calibration.recipes.static import Plan
+from kinograph.calibration.recipes.products import Plan
 from kinograph.calibration.work import Work
 from kinograph.engines.needs import runs_on
 from kinograph.engines.tensorrt import build

@@ -24,6 +24,7 @@ _SAFETENSORS_NAMES = {
     ir.DataType.INT8: "I8",
     ir.DataType.UINT8: "U8",
     ir.DataType.INT4: "U8",  # two to a byte: safetensors has no name for it
+    ir.DataType.FLOAT4E2M1: "U8",
     ir.DataType.BOOL: "BOOL",
     ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
 }
@@ -115,7 +116,7 @@ class WeightFile:
         entries = {
             name: {
                 "dtype": _SAFETENSORS_NAMES[tensor.dtype],
-                "shape": [tensor.nbytes] if tensor.dtype == ir.DataType.INT4 else [int(size) for size in tensor.shape],
+                "shape": [tensor.nbytes] if tensor.dtype.bitwidth == 4 else [int(size) for size in tensor.shape],
                 "data_offsets": [offset, offset + tensor.nbytes],
             }
             for name, tensor, offset in self._layout()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "SPEEDS", "CalibrationOptions", "calibrate", "find_speeds"]
 
-RECIPES = ("int8", "fp8", "int4-weights")
+RECIPES = ("int8", "int8-dynamic", "fp8", "mxfp8", "nvfp4", "int4-weights")
 SPEEDS = ("careful", "balanced", "fast")
 
 Progress = Callable[[str, int, int], None]

@@ -1,20 +1,15 @@
-"""Writes quantised formats into a graph, as `QuantizeLinear` and `DequantizeLinear` around the products they are for.
-
-That is the portable form: it says what is computed, and every engine fuses it into its own integer kernels.
-"""
+"""Quantises the products and convolutions of a graph, as planned: `formats` says how each format is written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
+from kinograph.calibration.formats import affine_constants, integer_product, weight_nodes, written_activation
 from kinograph.calibration.layers import constant
-from kinograph.calibration.numerics import Float8, Form, quantised
-from kinograph.calibration.recipes.static import ConvolutionPlan, Plan
-from kinograph.calibration.store import LaterWeight, later_constant
+from kinograph.calibration.recipes.products import ConvolutionPlan, Plan
 
 __all__ = ["emit"]
 
@@ -39,35 +34,32 @@ def emit(model: ir.Model, plans: Iterable[Plan | ConvolutionPlan]) -> ir.Model:
 def _quantise(model: ir.Model, plan: Plan) -> None:
     graph = model.graph
     nodes = {str(node.name): node for node in graph if str(node.name) in plan.group.nodes}
-    first = nodes[plan.group.nodes[0]]
-    activation = first.inputs[0]
-    name = plan.group.activation
+    name, activation = plan.group.activation, nodes[plan.group.nodes[0]].inputs[0]
+    assert activation is not None
     new: list[ir.Node] = []
     if plan.smoothing is not None:
         inverse = constant(model, f"{name}.smoothing", (1 / plan.smoothing).astype(np.float32))
         new.append(ir.node("Mul", [activation, inverse], name=f"{name}.smooth"))
         activation = new[-1].outputs[0]
-    scale, zero = _form(model, name, plan.form)
-    new.append(ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}.quantize"))
-    new.append(ir.node("DequantizeLinear", [new[-1].outputs[0], scale, zero], name=f"{name}.dequantize"))
+    written = written_activation(model, name, activation, plan.form)
     earliest = next(node for node in graph if str(node.name) in nodes)
-    graph.insert_before(earliest, new)
+    graph.insert_before(earliest, new + written.nodes)
     for number, node_name in enumerate(plan.group.nodes):
-        node, weight = nodes[node_name], plan.weight(number)
-        values = later_constant(model, LaterWeight.of(f"{node_name}.quantised", weight, partial(plan.weight, number)))
-        scales = constant(model, f"{node_name}.scale", weight.scale)
-        back = ir.node(
-            "DequantizeLinear", [values, scales], attributes={"axis": weight.axis}, name=f"{node_name}.weight"
-        )
-        graph.insert_before(node, back)
-        node.replace_input_with(0, new[-1].outputs[0])
-        node.replace_input_with(1, back.outputs[0])
+        node = nodes[node_name]
+        if written.rows is not None:
+            product = integer_product(model, node, written, plan, number)
+            ir.convenience.replace_nodes_and_values(graph, node, [node], product, node.outputs, product[-1].outputs)
+            continue
+        weight = weight_nodes(model, node_name, plan, number)
+        graph.insert_before(node, weight)
+        node.replace_input_with(0, written.value)
+        node.replace_input_with(1, weight[-1].outputs[0])
 
 
 def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
     graph, group = model.graph, plan.group
     node = next(node for node in graph if node.name == group.node)
-    scale, zero = _form(model, f"{group.activation}.{group.node}", plan.form)
+    scale, zero = affine_constants(model, f"{group.activation}.{group.node}", plan.form)
     there = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{group.node}.quantize")
     back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize")
     values = constant(model, f"{group.weight}.int8", plan.weight.values)
@@ -83,7 +75,7 @@ def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
         graph.insert_before(node, bias)
         node.replace_input_with(2, bias.outputs[0])
     output = node.outputs[0]
-    scale, zero = _form(model, f"{group.output}.{group.node}", plan.output)
+    scale, zero = affine_constants(model, f"{group.output}.{group.node}", plan.output)
     there = ir.node("QuantizeLinear", [output, scale, zero], name=f"{group.node}.quantize_output")
     back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name=f"{group.node}.dequantize_output")
     back.outputs[0].shape, back.outputs[0].dtype = output.shape, output.dtype or ir.DataType.FLOAT
@@ -92,9 +84,3 @@ def _quantise_convolution(model: ir.Model, plan: ConvolutionPlan) -> None:
     ir.convenience.replace_all_uses_with(output, back.outputs[0], replace_graph_outputs=True)
     there.replace_input_with(0, output)
     graph.insert_after(node, [there, back])
-
-
-def _form(model: ir.Model, name: str, form: Form) -> tuple[ir.Value, ir.Value]:
-    """Scale and zero point, whose type says what is quantised to."""
-    zero = quantised(np.zeros((), np.float32), form) if isinstance(form, Float8) else np.uint8(form.zero_point)
-    return constant(model, f"{name}.scale", np.float32(form.scale)), constant(model, f"{name}.zero_point", zero)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -19,19 +20,18 @@ import numpy.typing as npt
 from kinograph.errors import NumericError
 
 __all__ = [
-    "BLOCK_LEAST",
     "FLOATS",
     "INTEGERS",
+    "LARGEST_E4M3",
     "Affine",
     "Float8",
     "Form",
     "Numbers",
+    "QuantisedWeight",
     "Weight",
     "affine",
-    "block_scales",
-    "block_values",
+    "check_range",
     "dequantised",
-    "fake_quantised",
     "float8",
     "float8_weight",
     "quantised",
@@ -46,9 +46,7 @@ Floats = npt.NDArray[np.float32]
 _LARGEST_WEIGHT = 127
 _LEVELS = 255
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
-_LARGEST_E4M3 = 448.0
-_BLOCK_SHARES = (1.0, 0.95, 0.9, 0.875, 0.85, 0.8, 0.75)  # of the largest weight, that the largest step stands for
-BLOCK_LEAST, _BLOCK_MOST = -8, 7
+LARGEST_E4M3 = 448.0
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -59,6 +57,9 @@ class Affine:
     scale: float
     zero_point: int
 
+    def there_and_back(self, x: Floats) -> Floats:
+        return dequantised(quantised(x, self), self)
+
 
 @dataclass(frozen=True)
 class Float8:
@@ -66,9 +67,28 @@ class Float8:
 
     scale: float
 
+    def there_and_back(self, x: Floats) -> Floats:
+        return dequantised(quantised(x, self), self)
 
-Form = Affine | Float8
-"""How an activation is quantised."""
+
+class Form(Protocol):
+    """How an activation is quantised."""
+
+    def there_and_back(self, x: Floats) -> Floats:
+        """What becomes of `x` [..., K]: quantised, and dequantised."""
+        ...
+
+
+class QuantisedWeight(Protocol):
+    """A weight [K, N] in fewer bits."""
+
+    @property
+    def values(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def floats(self) -> Floats:
+        """What it stands for, float32 [K, N]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,8 +99,13 @@ class Weight:
     scale: Floats
     axis: int
 
+    @property
+    def floats(self) -> Floats:
+        others = tuple(i for i in range(self.values.ndim) if i != self.axis)
+        return np.asarray(self.values.astype(np.float32) * np.expand_dims(self.scale, others))
 
-def _check_range(low: float, high: float) -> None:
+
+def check_range(low: float, high: float) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise NumericError(
             f"a range of {low} to {high} cannot be quantised: NaN or infinity was met while calibrating. "
@@ -93,7 +118,7 @@ def affine(low: float, high: float) -> Affine:
 
     Raises NumericError where a bound is NaN or infinite.
     """
-    _check_range(low, high)
+    check_range(low, high)
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     scale = (high - low) / _LEVELS
     if scale < _SMALLEST_SCALE:  # nothing but zeros; any scale will do
@@ -103,30 +128,25 @@ def affine(low: float, high: float) -> Affine:
 
 def float8(low: float, high: float) -> Float8:
     """The E4M3 format whose range holds `low` to `high`. Raises NumericError where a bound is NaN or infinite."""
-    _check_range(low, high)
-    scale = max(-low, high, 0.0) / _LARGEST_E4M3
+    check_range(low, high)
+    scale = max(-low, high, 0.0) / LARGEST_E4M3
     return Float8(1.0 if scale < _SMALLEST_SCALE else float(np.float32(scale)))
 
 
-def quantised(x: Floats, form: Form) -> npt.NDArray[Any]:
+def quantised(x: Floats, form: Affine | Float8) -> npt.NDArray[Any]:
     """What `QuantizeLinear` makes of `x`."""
     if isinstance(form, Float8):
         scaled = np.asarray(x, np.float32) / np.float32(form.scale)
-        return np.asarray(np.clip(scaled, -_LARGEST_E4M3, _LARGEST_E4M3), _E4M3)
+        return np.asarray(np.clip(scaled, -LARGEST_E4M3, LARGEST_E4M3), _E4M3)
     steps = np.rint(np.asarray(x, np.float32) / np.float32(form.scale)) + form.zero_point
     return np.asarray(np.clip(steps, 0, _LEVELS), np.uint8)
 
 
-def dequantised(q: npt.NDArray[Any], form: Form) -> Floats:
+def dequantised(q: npt.NDArray[Any], form: Affine | Float8) -> Floats:
     """What `DequantizeLinear` makes of `q`."""
     if isinstance(form, Float8):
         return np.asarray(q.astype(np.float32) * np.float32(form.scale))
     return (q.astype(np.int32) - form.zero_point).astype(np.float32) * np.float32(form.scale)
-
-
-def fake_quantised(x: Floats, form: Form) -> Floats:
-    """`x` there and back."""
-    return dequantised(quantised(x, form), form)
 
 
 def weight_scale(weight: Floats, axis: int, largest_value: float = _LARGEST_WEIGHT) -> Floats:
@@ -161,50 +181,37 @@ def quantised_weight(weight: Floats, axis: int) -> Weight:
 
 def float8_weight(weight: Floats, axis: int) -> Weight:
     """A weight in E4M3 with a scale for each index of `axis`. Raises NumericError where it holds NaN or infinity."""
-    scale = weight_scale(weight, axis, _LARGEST_E4M3)
+    scale = weight_scale(weight, axis, LARGEST_E4M3)
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    steps = np.clip(weight / np.expand_dims(scale, others), -_LARGEST_E4M3, _LARGEST_E4M3)
+    steps = np.clip(weight / np.expand_dims(scale, others), -LARGEST_E4M3, LARGEST_E4M3)
     return Weight(steps.astype(_E4M3), scale, axis % weight.ndim)
-
-
-def block_scales(weight: Floats, size: int, *, search: bool = True) -> Floats:
-    """The scale of every block of `size` weights along the first axis, float32 [K / size, N] for a weight [K, N].
-
-    With `search` it is the one of several that gives the block the least squared error. A block of zeros has 1. Raises
-    NumericError where the weight holds NaN or infinity.
-    """
-    blocks = weight.reshape(-1, size, weight.shape[1])
-    largest = np.abs(blocks).max(axis=1)
-    if not np.isfinite(largest).all():
-        raise NumericError("a weight holds NaN or infinity and cannot be quantised. Export the checkpoint again.")
-    whole = np.where(largest > _BLOCK_MOST * _SMALLEST_SCALE, largest / _BLOCK_MOST, 1.0).astype(np.float32)
-    if not search:
-        return whole
-    best, least = whole, np.full(whole.shape, np.inf, np.float32)
-    for share in _BLOCK_SHARES:
-        scale = np.maximum(whole * np.float32(share), np.float32(_SMALLEST_SCALE))
-        steps = np.clip(np.rint(blocks / scale[:, None]), BLOCK_LEAST, _BLOCK_MOST)
-        error = np.square(steps * scale[:, None] - blocks).sum(axis=1)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    return np.asarray(best, np.float32)
-
-
-def block_values(weight: Floats, scales: Floats) -> npt.NDArray[np.int8]:
-    """A weight [K, N], or some whole blocks of it with their scales, in steps from −8 to 7."""
-    each = np.repeat(scales, len(weight) // len(scales), axis=0)
-    return np.asarray(np.clip(np.rint(weight / each), BLOCK_LEAST, _BLOCK_MOST), np.int8)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a recipe quantises to: an activation's format from its range, and a weight along an axis."""
+    """What a recipe quantises to: an activation's format from its range, and a weight [K, N].
+
+    `plain` is how a control has the weight; K must be a multiple of `block`.
+    """
 
     activation: Callable[[float, float], Form]
-    weight: Callable[[Floats, int], Weight]
+    weight: Callable[[Floats], QuantisedWeight]
+    plain: Callable[[Floats], QuantisedWeight]
+    block: int = 1
 
 
-INTEGERS = Numbers(affine, quantised_weight)
-FLOATS = Numbers(float8, float8_weight)
+def _whole(make: Callable[[Floats, int], Weight]) -> Callable[[Floats], Weight]:
+    """With one scale for the whole weight, which each output channel then has."""
+
+    def plain(weight: Floats) -> Weight:
+        one = make(weight.reshape(-1, 1), 1)
+        return Weight(one.values.reshape(weight.shape), np.full(weight.shape[1], one.scale[0], np.float32), 1)
+
+    return plain
+
+
+INTEGERS = Numbers(affine, partial(quantised_weight, axis=1), _whole(quantised_weight))
+FLOATS = Numbers(float8, partial(float8_weight, axis=1), _whole(float8_weight))
 
 
 def signal_to_noise(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:

@@ -18,7 +18,7 @@ from kinograph.calibration.loop import FLOAT, Loop, Start
 from kinograph.calibration.prompts import chosen_prompts
 from kinograph.calibration.recipes import RECIPES
 from kinograph.calibration.recipes.blocks import Blocks
-from kinograph.calibration.recipes.static import Static
+from kinograph.calibration.recipes.products import Products
 from kinograph.calibration.scan import scan, scan_decoder
 from kinograph.calibration.work import Work, best_precision, choose
 from kinograph.calibration.write import write
@@ -74,7 +74,7 @@ def run(
 
 
 def _planned(
-    loop: Loop, recipe: Static, options: CalibrationOptions, seen: list[Start], journal: Journal, progress: Progress
+    loop: Loop, recipe: Products, options: CalibrationOptions, seen: list[Start], journal: Journal, progress: Progress
 ) -> tuple[dict[str, Work], dict[str, Work]]:
     """The steps, and those and the decoder, with what is to be quantised of them."""
     steps, latents = look(loop, seen, journal, progress)

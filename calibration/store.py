@@ -14,8 +14,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from kinograph.bundle.weights import StreamedTensor
+from kinograph.calibration.block_numerics import int4_scales, int4_values
 from kinograph.calibration.layers import constant
-from kinograph.calibration.numerics import Weight, block_scales, block_values, weight_scale, weight_values
+from kinograph.calibration.numerics import QuantisedWeight, weight_scale, weight_values
 from kinograph.calibration.recipes.blocks import Blocks
 
 __all__ = ["LaterWeight", "later_constant", "store_blocks", "store_weights"]
@@ -25,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 _FEWEST = 2048  # elements: below, a scale for each channel and a node more outweigh what is saved
 _BLOCK = 1 << 24  # elements that are quantised at a time
 _MATRIX = 2
+_FOUR_BITS = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1)
 _NIBBLE, _HALF = np.uint8(0x0F), np.uint8(4)
 
 
@@ -42,10 +44,15 @@ class LaterWeight(StreamedTensor):
         super().__init__(self._whole, dtype=dtype, shape=ir.Shape(shape), name=name)
 
     @classmethod
-    def of(cls, name: str, like: Weight, make: Callable[[], Weight]) -> LaterWeight:
+    def of(cls, name: str, like: npt.NDArray[Any], make: Callable[[], QuantisedWeight]) -> LaterWeight:
         """The values of a weight that is small enough to be made at once, of the shape and type of `like`."""
-        values = like.values
-        return cls(name, values.shape, lambda: iter([make().values]), ir.DataType.from_numpy(values.dtype))
+        dtype = ir.DataType.from_numpy(like.dtype)
+
+        def values() -> Iterator[npt.NDArray[Any]]:
+            made = make().values
+            yield _packed(made.view(np.uint8)) if dtype in _FOUR_BITS else made
+
+        return cls(name, like.shape, values, dtype)
 
     def pieces(self) -> Iterator[memoryview]:
         for block in self._make():
@@ -53,7 +60,7 @@ class LaterWeight(StreamedTensor):
 
     def _whole(self) -> ir.TensorProtocol:
         data = np.concatenate(list(self._make()))
-        if self.dtype == ir.DataType.INT4:
+        if self.dtype in _FOUR_BITS:
             return ir.PackedTensor(data, self.dtype, shape=self.shape, name=self.name)
         return ir.tensor(data, name=self.name)
 
@@ -96,7 +103,7 @@ def store_blocks(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]], recip
             continue
         if weight.ndim != _MATRIX or len(weight) % recipe.size:
             continue
-        found = [block_scales(part, recipe.size, search=recipe.search) for part in _parts(weight, recipe)]
+        found = [int4_scales(part, recipe.size, search=recipe.search) for part in _parts(weight, recipe)]
         scale = np.concatenate(found)
         stored = later_constant(model, _later_blocks(f"{name}.int4", weight, scale, recipe))
         scales = constant(model, f"{name}.scales", scale)
@@ -118,17 +125,22 @@ def _parts(weight: Floats, recipe: Blocks) -> Iterator[Floats]:
 
 
 def _later_blocks(name: str, weight: Floats, scale: Floats, recipe: Blocks) -> LaterWeight:
-    """The initializer `name`: `weight` in 4 bits, two to a byte, the first in the lower half."""
+    """The initializer `name`: `weight` in 4 bits, two to a byte."""
 
     def packed() -> Iterator[npt.NDArray[np.uint8]]:
         done = 0
         for part in _parts(weight, recipe):
             blocks = len(part) // recipe.size
-            pairs = block_values(part, scale[done : done + blocks]).reshape(-1, 2).view(np.uint8) & _NIBBLE
-            yield np.bitwise_or(pairs[:, 0], np.left_shift(pairs[:, 1], _HALF), dtype=np.uint8)
+            yield _packed(int4_values(part, scale[done : done + blocks]).view(np.uint8))
             done += blocks
 
     return LaterWeight(name, weight.shape, packed, ir.DataType.INT4)
+
+
+def _packed(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The lower halves of bytes, two to a byte, the first in the lower half."""
+    pairs = values.reshape(-1, 2) & _NIBBLE
+    return np.asarray(np.bitwise_or(pairs[:, 0], np.left_shift(pairs[:, 1], _HALF)), np.uint8)
 
 
 def _channels(node: ir.Node, index: int) -> int | None:

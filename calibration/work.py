@@ -15,7 +15,7 @@ from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Graph, Group
 from kinograph.calibration.loop import FLOAT
 from kinograph.calibration.recipes.blocks import Blocks
-from kinograph.calibration.recipes.static import ConvolutionPlan, Halves, Plan, Static
+from kinograph.calibration.recipes.products import ConvolutionPlan, Halves, Plan, Products
 from kinograph.calibration.store import store_blocks, store_weights
 from kinograph.manifest import Component, Manifest
 
@@ -31,7 +31,7 @@ class Work:
     """
 
     graph: Graph
-    layers: list[Group] | list[Convolution]
+    layers: Sequence[Group | Convolution]
     watch: Watch
     plans: list[Plan | ConvolutionPlan] = field(default_factory=list)
     control: list[Plan | ConvolutionPlan] = field(default_factory=list)
@@ -57,15 +57,15 @@ class Work:
         """Of a text encoder: its weights alone, which need no runs; in 4 bits by `blocks`, or in 8."""
         return cls(graph, [], Watch({}, 1), blocks=blocks)
 
-    def plan(self, recipe: Static) -> None:
+    def plan(self, recipe: Products) -> None:
         """Plan every layer by the recipe, and by its control."""
-        control = replace(recipe, smooth=False, cut=False, per_channel=False)
+        self.layers = [one for one in self.layers if isinstance(one, Convolution) or recipe.takes(one)]
         for layer in self.layers:
             seen = [self.watch.halves(name) for name in _watched(layer)]
             self.plans.append(self._plan(recipe, layer, seen))
-            self.control.append(self._plan(control, layer, seen))
+            self.control.append(self._plan(recipe.control, layer, seen))
 
-    def _plan(self, recipe: Static, layer: Group | Convolution, seen: Sequence[Halves]) -> Plan | ConvolutionPlan:
+    def _plan(self, recipe: Products, layer: Group | Convolution, seen: Sequence[Halves]) -> Plan | ConvolutionPlan:
         weights = [np.asarray(self.graph.weights[name]) for name in layer.weights]
         if isinstance(layer, Convolution):
             bias = self.graph.constant(layer.bias) if layer.bias else None

@@ -32,6 +32,6 @@ def map_weights(model: ir.Model, contents: Contents, variant: Variant) -> dict[s
             raise BundleError(f"{variant.graph} reads {tensor.location!r}, which its manifest entry does not list")
         start = tensor.offset or 0
         data = files[str(tensor.location)][start : start + int(tensor.length or 0)]
-        packed = tensor.dtype == ir.DataType.INT4
+        packed = tensor.dtype.bitwidth < 8
         weights[name] = data if packed else data.view(tensor.dtype.numpy()).reshape(tuple(tensor.shape.numpy()))
     return weights

@@ -4,8 +4,8 @@ The decoder's convolutions stay in float.
 """
 
 from kinograph.calibration.numerics import FLOATS
-from kinograph.calibration.recipes.static import Static
+from kinograph.calibration.recipes.products import Products
 
 __all__ = ["FP8"]
 
-FP8 = Static(FLOATS, convolutions=False)
+FP8 = Products(FLOATS, convolutions=False)

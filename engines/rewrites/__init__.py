@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
+from kinograph.engines.rewrites.blocks import blocks_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 from kinograph.engines.rewrites.zero_points import zero_points_for_weights
@@ -24,6 +25,7 @@ Rewrite = Callable[[ir.Model, MutableMapping[str, npt.NDArray[Any]]], None]
 
 CPU_REWRITES: tuple[Rewrite, ...] = (
     bfloat16_to_float32,
+    blocks_to_float32,
     attention_to_multi_head,
     rms_norm_to_simplified_layer_norm,
     channel_norm_to_convolution,

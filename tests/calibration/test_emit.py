@@ -12,17 +12,19 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from kinograph.calibration.block_numerics import int4_scales, int4_values
 from kinograph.calibration.collect import Statistics
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Group
-from kinograph.calibration.numerics import block_scales, block_values, fake_quantised, signal_to_noise
+from kinograph.calibration.numerics import signal_to_noise
 from kinograph.calibration.recipes import RECIPES
 from kinograph.calibration.recipes.blocks import INT4_WEIGHTS
-from kinograph.calibration.recipes.static import Static
+from kinograph.calibration.recipes.products import Products
 from kinograph.calibration.store import store_blocks
+from kinograph.engines.rewrites.blocks import blocks_to_float32
 
 INT8, FP8 = RECIPES["int8"], RECIPES["fp8"]
-CONTROL = replace(INT8, smooth=False, cut=False, per_channel=False)
+CONTROL = replace(INT8, smooth=False, cut=False, fine=False)
 
 
 def statistics(rows: np.ndarray) -> tuple[Statistics, Statistics]:
@@ -48,6 +50,8 @@ def graph_of(nodes: list[Any], inputs: list[int | str], outputs: list[str], weig
 def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
+    blocks_to_float32(model, {})  # as the engine does
+    proto = ir.to_proto(model)
     options = ort.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")  # as the engine has it
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
@@ -59,21 +63,24 @@ def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
 def products() -> tuple[ir.Model, Group, dict[str, np.ndarray], np.ndarray]:
     """Two products of one activation, of whose channels one is large."""
     random = np.random.default_rng(0)
-    weights = {name: random.normal(size=(16, n)).astype(np.float32) for name, n in (("v", 8), ("w", 12))}
+    weights = {name: random.normal(size=(64, n)).astype(np.float32) for name, n in (("v", 8), ("w", 12))}
     nodes = [helper.make_node("MatMul", ["x", name], [f"y_{name}"], name=f"times_{name}") for name in weights]
-    x = random.normal(size=(2, 5, 16)).astype(np.float32)
+    x = random.normal(size=(2, 5, 64)).astype(np.float32)
     x[..., 3] *= 30
-    group = Group("x", ("times_v", "times_w"), ("v", "w"), 16)
-    return graph_of(nodes, [2, "S", 16], ["y_v", "y_w"], weights), group, weights, x
+    group = Group("x", ("times_v", "times_w"), ("v", "w"), 64)
+    return graph_of(nodes, [2, "S", 64], ["y_v", "y_w"], weights), group, weights, x
 
 
-@pytest.mark.parametrize("recipe", [INT8, CONTROL, FP8, replace(FP8, smooth=False, per_channel=False)])
-def test_products_are_the_planned_ones(products: Any, recipe: Static) -> None:
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if isinstance(recipe, Products)])
+@pytest.mark.parametrize("control", [False, True])
+def test_products_are_the_planned_ones(products: Any, name: str, control: bool) -> None:
     model, group, weights, x = products
-    plan = recipe.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))
-    assert (plan.smoothing is not None) == recipe.smooth
+    recipe = RECIPES[name].control if control else RECIPES[name]
+    assert recipe.takes(group)
+    plan = recipe.plan(group, statistics(x.reshape(-1, 64)), list(weights.values()))
+    assert recipe.smooth or plan.smoothing is None
     divided = x if plan.smoothing is None else x * (1 / plan.smoothing).astype(np.float32)
-    expected = [fake_quantised(divided, plan.form) @ (w.values.astype(np.float32) * w.scale) for w in plan.weights]
+    expected = [plan.form.there_and_back(divided) @ w.floats for w in plan.weights]
     for got, wanted in zip(run(emit(model, [plan]), x), expected, strict=True):
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
@@ -83,7 +90,7 @@ def test_the_recipe_beats_its_control(products: Any) -> None:
     exact = np.concatenate(run(model, x), axis=-1)
     found = []
     for recipe in (INT8, CONTROL):
-        plan = recipe.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))
+        plan = recipe.plan(group, statistics(x.reshape(-1, 64)), list(weights.values()))
         found.append(signal_to_noise(exact, np.concatenate(run(emit(model, [plan]), x), axis=-1)))
     assert found[0] > found[1] + 3
 
@@ -105,22 +112,22 @@ def test_convolutions_are_the_planned_ones(with_bias: bool) -> None:
     if plan.bias is not None:
         formed["b"] = (plan.bias * (plan.weight.scale * plan.form.scale)).astype(np.float32)
     inner = graph_of([node], [1, 4, 5, 8, 8], ["y"], formed)
-    (wanted,) = run(inner, fake_quantised(x, plan.form))
+    (wanted,) = run(inner, plan.form.there_and_back(x))
     (got,) = run(emit(model, [plan]), x)
-    assert np.abs(got - fake_quantised(wanted, plan.output)).max() <= 1.01 * plan.output.scale  # ties may round apart
+    assert np.abs(got - plan.output.there_and_back(wanted)).max() <= 1.01 * plan.output.scale  # ties may round apart
     assert signal_to_noise(exact, got) > 30
 
 
 def test_a_model_is_copied_not_changed(products: Any) -> None:
     model, group, weights, x = products
     before = ir.to_proto(model).SerializeToString()
-    emit(model, [INT8.plan(group, statistics(x.reshape(-1, 16)), list(weights.values()))])
+    emit(model, [INT8.plan(group, statistics(x.reshape(-1, 64)), list(weights.values()))])
     assert ir.to_proto(model).SerializeToString() == before
 
 
 def test_an_activation_that_was_always_zero_stays_finite(products: Any) -> None:
     model, group, weights, x = products
-    nothing = np.zeros((4, 16), np.float32)
+    nothing = np.zeros((4, 64), np.float32)
     plan = INT8.plan(group, statistics(nothing), list(weights.values()))
     for got in run(emit(model, [plan]), x):
         assert np.isfinite(got).all()
@@ -138,8 +145,8 @@ def test_products_with_weights_in_4_bits_are_those_of_numpy(rows: int, columns: 
     assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul"]
     stored = model.graph.initializers["w.int4"]
     assert stored.dtype == ir.DataType.INT4 and stored.const_value.nbytes == rows * columns // 2
-    scales = block_scales(weight, 32)
-    expected = x @ (block_values(weight, scales) * np.repeat(scales, 32, axis=0))
+    scales = int4_scales(weight, 32)
+    expected = x @ (int4_values(weight, scales) * np.repeat(scales, 32, axis=0))
     (got,) = run(model, x)
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
     assert signal_to_noise(x @ weight, expected) > 18

@@ -1,6 +1,6 @@
-"""Weights and activations in 8 bits, with static ranges.
+"""Products of activations with weights in 8 bits or fewer, whatever the numbers.
 
-Weights have a scale for every output channel. Activations have one range, found while making videos; before it applies,
+Where ranges are static, they were found while making videos, one for an activation; before it applies,
 what is large in a few channels is moved into the weights (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438):
 X·W = (X/s)·(s·W) with s = max|X|^α / max|W|^(1−α) for each input channel. α, and how much of the range is cut off, are
 what gives the products of the sample the least error.
@@ -8,8 +8,8 @@ what gives the products of the sample the least error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +17,24 @@ import numpy.typing as npt
 from kinograph.calibration.collect import Statistics
 from kinograph.calibration.layers import Convolution, Group
 from kinograph.calibration.numerics import (
-    INTEGERS,
     Affine,
     Form,
     Numbers,
+    QuantisedWeight,
     Weight,
     affine,
-    fake_quantised,
+    quantised_weight,
     signal_to_noise,
 )
 
-__all__ = ["ConvolutionPlan", "Halves", "Plan", "Static"]
+__all__ = ["ConvolutionPlan", "Halves", "Plan", "Products"]
 
 Floats = npt.NDArray[np.float32]
 Halves = tuple[Statistics, Statistics]
 
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _CUTS = (1.25, 1.1, 0.95, 0.9, 0.8, 0.7)  # shares of the range that was seen: with room to spare, or cut off
+_COLUMNS = 1024  # of a weight, about, that α and shares are tried on
 _SMALLEST = 1e-5  # of the largest channel: what is smaller is not smoothed further
 
 
@@ -49,16 +50,15 @@ class Plan:
     smoothing: Floats | None
     form: Form
     floats: tuple[Floats, ...]
-    numbers: Numbers
-    per_channel: bool
+    make: Callable[[Floats], QuantisedWeight]
     noise: float
 
-    def weight(self, number: int) -> Weight:
+    def weight(self, number: int) -> QuantisedWeight:
         """One of the group's weights, smoothing included, made when it is asked for: all at once fill the memory."""
-        return _formed(self.floats[number], self.smoothing, self.numbers, self.per_channel)
+        return self.make(_smoothed(self.floats[number], self.smoothing))
 
     @property
-    def weights(self) -> tuple[Weight, ...]:
+    def weights(self) -> tuple[QuantisedWeight, ...]:
         return tuple(self.weight(number) for number in range(len(self.floats)))
 
     @property
@@ -94,17 +94,27 @@ class ConvolutionPlan:
 
 
 @dataclass(frozen=True)
-class Static:
+class Products:
     """A recipe: to which `numbers`, and whether convolutions over time and space are quantised besides products.
 
-    With everything else off it is the control: one range for each tensor, the smallest and largest value.
+    With everything else off it is the control: one range for each tensor, the smallest and largest value, or blocks
+    whose scales are their largest values'. Convolutions are always in 8 bits, with static ranges.
     """
 
     numbers: Numbers
     convolutions: bool
     smooth: bool = True
     cut: bool = True
-    per_channel: bool = True
+    fine: bool = True
+
+    @property
+    def control(self) -> Products:
+        """The same without what makes it good."""
+        return replace(self, smooth=False, cut=False, fine=False)
+
+    def takes(self, group: Group) -> bool:
+        """Whether a group's channels divide into blocks."""
+        return group.channels % self.numbers.block == 0
 
     def plan(self, group: Group, halves: Halves, weights: Sequence[Floats]) -> Plan:
         """How to quantise a group of weights [K, N] each, whose activation was seen, by halves of the videos.
@@ -112,17 +122,18 @@ class Static:
         What α and which share of the range are best is told by rows of the half that the range was not found on:
         a range that is tight for every channel fits what it was made from, and less well what comes later.
         """
-        samples = [(fitted, tried, [tried.sample @ weight for weight in weights]) for fitted, tried in _crossed(halves)]
+        some = [weight[:, :: -(-weight.shape[1] // _COLUMNS)] for weight in weights]
+        samples = [(fitted, tried, [tried.sample @ weight for weight in some]) for fitted, tried in _crossed(halves)]
+        make = self.numbers.weight if self.fine else self.numbers.plain
 
         def errors(alpha: float | None, shares: Sequence[float]) -> dict[float, float]:
             found: dict[float, list[float]] = {kept: [] for kept in shares}
             for fitted, tried, products in samples:
                 smoothing = None if alpha is None else _smoothing(fitted.largest, weights, alpha)
-                formed = [_formed(weight, smoothing, self.numbers, self.per_channel) for weight in weights]
-                back = [weight.values.astype(np.float32) * weight.scale for weight in formed]
+                back = [make(_smoothed(weight, smoothing)).floats for weight in some]
                 divided = _divided(tried.sample, smoothing)
                 for kept in shares:
-                    x = fake_quantised(divided, self._range(fitted, smoothing, kept))
+                    x = self._range(fitted, smoothing, kept).there_and_back(divided)
                     got = [x @ weight for weight in back]
                     found[kept].append(signal_to_noise(np.hstack(products), np.hstack(got)))
             return {kept: float(np.mean(every)) for kept, every in found.items()}
@@ -134,7 +145,7 @@ class Static:
         every = halves[0].together(halves[1])
         smoothing = None if alpha is None else _smoothing(every.largest, weights, alpha)
         form = self._range(every, smoothing, kept)
-        return Plan(group, smoothing, form, tuple(weights), self.numbers, self.per_channel, cuts[kept])
+        return Plan(group, smoothing, form, tuple(weights), make, cuts[kept])
 
     def plan_convolution(
         self, group: Convolution, seen: Halves, made: Halves, weight: Floats, bias: Floats | None
@@ -142,8 +153,10 @@ class Static:
         """How to quantise a convolution that took in `seen` and put out `made`, both with one channel."""
         form, incoming = self._form(seen)
         output, outgoing = self._form(made)
-        whole = _formed(weight.reshape(len(weight), -1).T, None, INTEGERS, self.per_channel)
-        formed = Weight(np.ascontiguousarray(whole.values.T).reshape(weight.shape), whole.scale, 0)
+        formed = quantised_weight(weight, 0)
+        if not self.fine:
+            whole = quantised_weight(weight.reshape(-1, 1), 1)
+            formed = Weight(whole.values.reshape(weight.shape), np.full(len(weight), whole.scale[0], np.float32), 0)
         steps = None
         if bias is not None:
             limits = np.iinfo(np.int32)
@@ -166,7 +179,7 @@ class Static:
             kept: float(
                 np.mean(
                     [
-                        signal_to_noise(tried.sample, fake_quantised(tried.sample, form(fitted, kept)))
+                        signal_to_noise(tried.sample, form(fitted, kept).there_and_back(tried.sample))
                         for fitted, tried in _crossed(halves)
                     ]
                 )
@@ -183,13 +196,8 @@ def _crossed(halves: Halves) -> list[tuple[Statistics, Statistics]]:
     return list(zip(seen, seen[::-1], strict=True))
 
 
-def _formed(weight: Floats, smoothing: Floats | None, numbers: Numbers, per_channel: bool) -> Weight:
-    """A weight [K, N] in its format, smoothing included."""
-    smoothed = weight if smoothing is None else np.asarray(weight * smoothing[:, None], np.float32)
-    if per_channel:
-        return numbers.weight(smoothed, 1)
-    whole = numbers.weight(smoothed.reshape(-1, 1), 1)
-    return Weight(whole.values.reshape(weight.shape), np.full(weight.shape[1], whole.scale[0], np.float32), 1)
+def _smoothed(weight: Floats, smoothing: Floats | None) -> Floats:
+    return weight if smoothing is None else np.asarray(weight * smoothing[:, None], np.float32)
 
 
 def _divided(x: Floats, smoothing: Floats | None) -> Floats:
