@@ -25,6 +25,10 @@ __all__ = ["MAX_GRAPH_BYTES", "graph_problems"]
 MAX_GRAPH_BYTES = 64 << 20  # without its weights a graph is a few MB
 
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
+# Operators of TensorRT that are its own, and need no plugin: blocks of 4- and 8-bit floats, which ONNX has none for.
+_TENSORRT_OPS = frozenset(
+    ("trt", name) for name in ("TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize", "TRT_MXFP8DequantizeLinear")
+)
 # Nodes of com.microsoft that load a file or run foreign code.
 _FORBIDDEN_OPS = frozenset({"EPContext", "PythonOp", "PythonOpGrad", "TritonOp", "ATen", "ATenGrad"})
 # ONNX Runtime can be told to take its session options from this metadata entry.
@@ -149,15 +153,16 @@ def _key(domain: str, name: str, overload: str) -> _Key:
 
 def _operator_problems(model: ModelProto, bodies: Iterable[_Body], functions: Collection[_Key]) -> Iterator[str]:
     """Operators that would need a custom library, load a file or run foreign code."""
-    known = _DOMAINS | {domain for domain, _, _ in functions}
+    known = _DOMAINS | {domain for domain, _, _ in functions} | {domain for domain, _ in _TENSORRT_OPS}
     for domain in sorted({i.domain for holder in (model, *model.functions) for i in holder.opset_import} - known):
-        yield f"imports the operator set '{printable(domain)}'; expected only ONNX's own and com.microsoft"
+        yield f"imports the operator set '{printable(domain)}'; expected only ONNX's own, com.microsoft and trt"
     refused: set[tuple[str, str]] = set()
     for body in bodies:
         for node in body.nodes:
-            custom = node.domain not in _DOMAINS and _key(node.domain, node.op_type, node.overload) not in functions
-            if custom or node.op_type in _FORBIDDEN_OPS:
-                refused.add((node.domain, node.op_type))
+            name = (node.domain, node.op_type)
+            own = node.domain in _DOMAINS or name in _TENSORRT_OPS
+            if node.op_type in _FORBIDDEN_OPS or not (own or _key(*name, node.overload) in functions):
+                refused.add(name)
     for domain, op_type in sorted(refused):
         operator = printable(f"{domain}.{op_type}".lstrip("."))
         yield f"uses the operator '{operator}', which is custom, loads files or runs foreign code"

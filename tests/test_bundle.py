@@ -547,6 +547,7 @@ HOSTILE: list[tuple[str, Tamper, str]] = [
     ("23-library-in-variant", field("components.step.variants.fp32.plugin", "x"), r"fp32\.plugin: unknown field"),
     ("23-library-file", listed("step/plugin.so.1"), "'step/plugin.so.1' is a native library"),
     ("23-custom-domain", an_operator("evil"), r"operator set 'evil'(.|\n)*operator 'evil.Add'"),
+    ("23-tensorrt-plugin", an_operator("trt", "TRT_Anything"), "'trt.TRT_Anything', which is custom"),
     ("23-context", an_operator("com.microsoft", "EPContext"), "'com.microsoft.EPContext'"),
     ("23-python", an_operator("com.microsoft", "PythonOp"), "'com.microsoft.PythonOp'"),
     ("23-in-function", functions(("f", ["missing"])), "operator 'local.missing'"),

@@ -13,6 +13,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from kinograph.errors import BundleError
 
 __all__ = ["blocks_to_float32"]
 
@@ -24,38 +27,47 @@ _E8M0 = ml_dtypes.float8_e8m0fnu
 
 
 def blocks_to_float32(model: ir.Model, weights: MutableMapping[str, Any]) -> None:
-    """Make floats of every weight in blocks, and round every activation that is quantised in blocks."""
+    """Make floats of every weight in blocks, and round every activation that is quantised in blocks.
+
+    Raises BundleError where blocks are used in any other way.
+    """
     graph = model.graph
+    written = {"TRT_MXFP8DynamicQuantize": _microscaled, "TRT_FP4DynamicQuantize": _nvfp4}
     for node in list(graph):
-        if node.op_type == "TRT_MXFP8DynamicQuantize":
-            back = _only_user(node, 0)
-            _replace(model, back, node, _microscaled(_Writer(model, str(node.name)), node))
-        elif node.op_type == "TRT_FP4DynamicQuantize":
-            back = _only_user(node, 0)
-            _replace(model, back, node, _nvfp4(_Writer(model, str(node.name)), node))
+        if node.op_type in written:
+            back = _only_user(node)
+            _replace(model, back, node, written[node.op_type](_Writer(model, str(node.name)), node))
     for node in list(graph):
         blocked = node.op_type == "TRT_MXFP8DequantizeLinear" or (
             node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype == _FLOAT4
         )
         if blocked and node.graph is graph:
             _store_floats(model, node, weights)
+    RemoveUnusedNodesPass()(model)
+    for name in [name for name in weights if name not in graph.initializers]:
+        del weights[name]
     graph.opset_imports.pop("trt", None)
 
 
 def _store_floats(model: ir.Model, node: ir.Node, weights: MutableMapping[str, Any]) -> None:
-    """Let a weight, and its scales, be the floats that they stand for."""
-    values, scale = node.inputs
-    if values is None or scale is None:
-        raise ValueError(f"{node.name} has no scale")
+    """Let a weight be the floats that it stands for."""
+    values, scale = _inputs(node)
     if node.op_type == "TRT_MXFP8DequantizeLinear":
         scales = _array(scale, weights).view(_E8M0).astype(np.float32)
     else:
         inner = scale.producer()
-        if inner is None or inner.inputs[0] is None or inner.inputs[1] is None:
-            raise ValueError(f"{node.name} has scales that are no constants")
-        scales = _array(inner.inputs[0], weights).astype(np.float32) * _array(inner.inputs[1], weights)
-    floats = _array(values, weights).astype(np.float32)
-    floats *= np.repeat(scales, node.attributes["block_size"].as_int(), axis=node.attributes["axis"].as_int())
+        if inner is None:
+            raise _misused(node, "scales that are no constants")
+        one, whole = _inputs(inner)
+        scales = _array(one, weights).astype(np.float32) * _array(whole, weights)
+    floats, size, axis = (
+        _array(values, weights).astype(np.float32),
+        _attribute(node, "block_size"),
+        _attribute(node, "axis"),
+    )
+    if axis != 0 or scales.ndim != floats.ndim or len(scales) * size != len(floats):
+        raise _misused(node, f"blocks of {size} along axis {axis} of {list(floats.shape)}, scales {list(scales.shape)}")
+    floats *= np.repeat(scales, size, axis=0)
     name = f"{values.name}.float"
     new = ir.Value(name=name, shape=ir.Shape(floats.shape), type=ir.TensorType(_FLOAT))
     new.const_value = ir.tensor(floats, name=name)
@@ -63,12 +75,23 @@ def _store_floats(model: ir.Model, node: ir.Node, weights: MutableMapping[str, A
     weights[name] = floats
     ir.convenience.replace_all_uses_with(node.outputs[0], new)
     model.graph.remove(node, safe=True)
-    if node.op_type == "DequantizeLinear" and (inner := scale.producer()) is not None and not scale.uses():
-        model.graph.remove(inner, safe=True)
-    for value in (values, *(() if node.op_type == "DequantizeLinear" else (scale,))):
-        if not value.uses():
-            weights.pop(str(value.name), None)
-            del model.graph.initializers[str(value.name)]
+
+
+def _misused(node: ir.Node, what: str) -> BundleError:
+    return BundleError(f"{node.op_type} {node.name!r} has {what}. Quantise the bundle again")
+
+
+def _inputs(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    first, second = (*node.inputs, None, None)[:2]
+    if first is None or second is None:
+        raise _misused(node, "fewer than two inputs")
+    return first, second
+
+
+def _attribute(node: ir.Node, name: str) -> int:
+    if name not in node.attributes:
+        raise _misused(node, f"no {name}")
+    return node.attributes[name].as_int()
 
 
 def _array(value: ir.Value, weights: MutableMapping[str, Any]) -> Any:
@@ -76,7 +99,7 @@ def _array(value: ir.Value, weights: MutableMapping[str, Any]) -> Any:
     held = weights.get(str(value.name))
     if held is None:
         if value.const_value is None:
-            raise ValueError(f"{value.name} is no constant")
+            raise BundleError(f"{value.name!r} is no constant, and cannot be a weight in blocks")
         return value.const_value.numpy()
     if value.dtype != _FLOAT4:
         return held
@@ -108,8 +131,9 @@ class _Writer:
 def _in_blocks(write: _Writer, node: ir.Node, rounded: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
     """`rounded` of an activation's blocks [N, size] and of the largest of each, [N, 1], in the activation's shape."""
     x = node.inputs[0]
-    assert x is not None
-    blocks = write("Reshape", x, np.array([-1, node.attributes["block_size"].as_int()], np.int64))
+    if x is None:
+        raise _misused(node, "no input")
+    blocks = write("Reshape", x, np.array([-1, _attribute(node, "block_size")], np.int64))
     largest = write("ReduceMax", write("Abs", blocks), np.array([1], np.int64))
     return write("Reshape", rounded(blocks, largest), write("Shape", x))
 
@@ -131,8 +155,7 @@ def _microscaled(write: _Writer, node: ir.Node) -> list[ir.Node]:
 
 
 def _nvfp4(write: _Writer, node: ir.Node) -> list[ir.Node]:
-    whole = node.inputs[1]
-    assert whole is not None
+    whole = _inputs(node)[1]
 
     def rounded(blocks: ir.Value, largest: ir.Value) -> ir.Value:
         scale = write("Div", write("Div", largest, _LARGEST_E2M1), whole)
@@ -149,10 +172,10 @@ def _nvfp4(write: _Writer, node: ir.Node) -> list[ir.Node]:
     return write.nodes
 
 
-def _only_user(node: ir.Node, output: int) -> ir.Node:
-    uses = list(node.outputs[output].uses())
-    if len(uses) != 1:
-        raise ValueError(f"{node.name} is read {len(uses)} times, expected once")
+def _only_user(node: ir.Node) -> ir.Node:
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or len(node.outputs) != 2:
+        raise _misused(node, f"{len(uses)} readers, expected what makes floats of it alone")
     return uses[0].node
 
 

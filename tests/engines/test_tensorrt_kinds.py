@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from kinograph.bundle import Bundle
+from kinograph.calibration import RECIPES
 from kinograph.cli import main
 from kinograph.console import Console
 from kinograph.console.build import BuildJob, build
@@ -71,13 +72,14 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantised") / "starter"
     shutil.copytree(starter_bundle("starter-few-steps"), folder)
     short = ["--runs", "1", "--videos", "1", "--judged", "1", "--no-scan", "--force", "--quiet"]
-    for recipe in ("int8", "fp8", "int4-weights"):
+    for recipe in RECIPES:
         assert main(["calibrate", str(folder), "--recipe", recipe, *short]) == 0
     return folder
 
 
 @pytest.mark.parametrize(
-    ("precision", "capabilities"), [("int8", (86, 120)), ("fp8", (89, 120)), ("int4-weights", (80, 89))]
+    ("precision", "capabilities"),
+    [("int8", (86, 120)), ("fp8", (89, 120)), ("mxfp8", (120,)), ("nvfp4", (120,)), ("int4-weights", (80, 89))],
 )
 def test_quantised_variants_build(
     tmp_path: Path, quantised: Path, precision: str, capabilities: tuple[int, ...]
@@ -116,8 +118,14 @@ def test_what_a_gpu_cannot_compute_is_refused(
     tmp_path: Path, quantised: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KINOGRAPH_CACHE", str(tmp_path))
-    assert main(["build", str(quantised), "--sm", "86", "--variant", "fp8", "-q"]) == 2
-    assert "fp8 needs compute capability 89 or later, and 86" in capsys.readouterr().err
+    for precision, capability, why in (
+        ("fp8", "86", "fp8 needs compute capability 89 or later, and 86"),
+        ("nvfp4", "89", "nvfp4 needs compute capability 120 or later, and 89"),
+        ("mxfp8", "89", "mxfp8 needs compute capability 120 or later, and 89"),
+        ("int8-dynamic", "120", "int8-dynamic is for CPUs"),
+    ):
+        assert main(["build", str(quantised), "--sm", capability, "--variant", precision, "-q"]) == 2
+        assert why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
