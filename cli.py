@@ -155,6 +155,11 @@ def kinograph() -> None:
 @click.option("--window", type=int, help="Frames made at a time; longer videos are made in windows." + _DEFAULT)
 @click.option("--overlap", type=int, help="Frames that a window is given of the one before." + _DEFAULT)
 @click.option(
+    "--anchor/--no-anchor",
+    default=None,
+    help="Give windows the beginning of what they show, so that it stays itself.  [default: where the model can]",
+)
+@click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
 )
 @click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
@@ -240,6 +245,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         fit=options["fit"],
         window=options["window"],
         overlap=options["overlap"],
+        anchor=options["anchor"],
         cues=read_cues(options["prompts"]),
     )
     same = (

@@ -52,7 +52,7 @@ class Studio:
         self.folder = Path(tempfile.mkdtemp(prefix="capabilities-"))
 
     def make(self, prompt: str, **fields: Any) -> np.ndarray:
-        request = Request(prompt=prompt, speed=self.options.speed, **fields)
+        request = Request(prompt=prompt, speed=self.options.speed, **{"anchor": self.options.anchor} | fields)
         return np.concatenate([e.frames for e in self.pipe.run(request) if isinstance(e, FramesDecoded)])
 
     def film(self, frames: np.ndarray, name: str) -> str:
@@ -234,6 +234,7 @@ def minute(studio: Studio) -> dict[str, Any]:
     runs = {}
     for seconds in (4, 30, 60):
         command = [sys.executable, "-m", "kinograph", "generate", studio.options.bundle, "--json", "--force"]
+        command += [] if studio.options.anchor is not False else ["--no-anchor"]
         prompt = "a large red ball bounces on a plain navy background, flat style"
         output = studio.folder / "long.mp4"
         told = subprocess.run(
@@ -267,6 +268,34 @@ def _border(frames: np.ndarray) -> np.ndarray:
     """The median colour along the picture's border, RGB."""
     edges = [frames[:, :2], frames[:, -2:], frames[:, :, :2], frames[:, :, -2:]]
     return np.asarray(np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0))
+
+
+def hidden(studio: Studio) -> dict[str, Any]:
+    """Four seconds of a subject, five of another, and four that are told of the first again: is it the same?"""
+    results: dict[str, Any] = {}
+    chosen = list(scenes(2 * min(20, studio.options.cases), ("stays",), 76))
+    for name, anchor in (("with anchors", None), ("without", False)):
+        same, alike, gone, sheet = [], [], [], []
+        for number, (scene, other) in enumerate(zip(chosen[::2], chosen[1::2], strict=True)):
+            cues = (Cue(4.0, main_caption(other)), Cue(9.0, main_caption(scene)))
+            frames = studio.make(main_caption(scene), cues=cues, num_frames=13 * FPS + 1, seed=number, anchor=anchor)
+            before, between, after = (frames[end * FPS - FRAMES : end * FPS] for end in (4, 9, 13))
+            same.append(_shown(scene, before) == _shown(scene, after))
+            alike.append(decibels(before[-1:], after[-1:]))
+            gone.append(_shown(other, between) == (other.actors[0].subject, other.actors[0].colour))
+            sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
+        studio.sheet(f"hidden-{name.split()[0]}", np.stack(sheet), 6)
+        results |= {
+            f"{name}: the same subject and colour, %": share(same),
+            f"{name}: the picture before and after, dB, median": round(float(np.median(alike)), 1),
+            f"{name}: what hides it is as told, %": share(gone),
+        }
+    return results | {"cases": len(same)}
+
+
+def _shown(scene: world.Scene, frames: np.ndarray) -> tuple[str, str] | None:
+    found = matched(scene, judge(frames))[0]
+    return None if found is None else (found.subject, found.colour)
 
 
 def storyboard(studio: Studio) -> dict[str, Any]:
@@ -311,6 +340,7 @@ ALL: dict[str, Callable[[Studio], dict[str, Any]]] = {
     "join": join,
     "inpaint": inpaint,
     "minute": minute,
+    "hidden": hidden,
     "storyboard": storyboard,
     "resume": resume,
 }
@@ -323,6 +353,7 @@ def main() -> None:
     parser.add_argument("--speed")
     parser.add_argument("--only", nargs="*", choices=list(ALL), default=list(ALL))
     parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--anchor", action=argparse.BooleanOptionalAction, help="as `kinograph generate` has it")
     parser.add_argument("--sheets")
     studio = Studio(parser.parse_args())
     for name in studio.options.only:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -31,6 +30,7 @@ from kinograph.runtime.request import Request, Still
 from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.solvers import Step, schedule
 from kinograph.runtime.speed import shortened
+from kinograph.runtime.story import Story
 from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.windows import Window, plan
 
@@ -107,6 +107,7 @@ class Film:
         )
         place = self.layout
         self.windows = plan(place.latents, place.window, place.overlap, place.ending // temporal)
+        self.story = Story(request, temporal, context)
         self.size = (int(request.width or 0), int(request.height or 0))
         self.cells = (self.size[1] // geometry.spatial, self.size[0] // geometry.spatial)
         self._patch = patch
@@ -116,6 +117,7 @@ class Film:
         self._known: dict[int, Latents] = {}
         self._made: dict[int, Latents] = {}  # the last latent frames, by number
         self._shown: dict[int, Pixels] = {}  # the last frame of each of those
+        self._anchors: dict[str, Latents] = {}  # a first latent frame for each prompt
 
     def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         """Everything that happens, new frames uint8 [T, H, W, 3] among it.
@@ -130,7 +132,7 @@ class Film:
 
     def _run(self, done: Latents | None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         yield StageStarted("text")
-        texts = self._texts()
+        texts = self._embedded()
         pieces = self._pieces()
         if pieces:
             yield StageStarted("image")
@@ -151,7 +153,7 @@ class Film:
                     if one:
                         yield StageStarted("denoise")
                     given, image = self._conditions(window, shape, tokens)
-                    inputs = Inputs(start, texts(window), given, image, self._begun(window, start))
+                    inputs = Inputs(start, self.story.told(window, texts), given, image, self._begun(window, start))
                     latents = yield from self._denoise(inputs, number)
                     new = latents[:, :, window.given : window.kept]
                 if one:
@@ -190,35 +192,14 @@ class Film:
                 mixed[index] += (self.after[later] - mixed[index]) * ((later + 1) / (len(self.after) + 1))
         return np.asarray(np.rint(mixed), np.uint8)
 
-    # Text
-
-    def _texts(self) -> Callable[[Window], npt.NDArray[np.float32]]:
-        """The rows of text [B, L, D] of a window: what is told when it is shown, faded from one prompt to the next."""
+    def _embedded(self) -> npt.NDArray[np.float32]:
+        """The rows of text of every prompt, and of the negative one where the run is guided."""
         request, manifest = self.request, self.shop.manifest
-        cues = request.cues or ()
-        prompts = [request.prompt, *(cue.prompt for cue in cues)]
-        guided = (request.guidance_scale or 1) > 1
-        negative = [request.negative_prompt or ""] if guided else []
-        rows = embed(
-            self.shop.device,
-            self.shop.engine("text_encoder"),
-            self.shop.tokenizer,
-            manifest.text,
-            [*prompts, *negative],
-        )
+        negative = [request.negative_prompt or ""] if (request.guidance_scale or 1) > 1 else []
+        engine, prompts = self.shop.engine("text_encoder"), [*self.story.prompts, *negative]
+        rows = embed(self.shop.device, engine, self.shop.tokenizer, manifest.text, prompts)
         self.shop.leave_stage()
-        fps, temporal = float(request.fps or 1), manifest.geometry.temporal
-        starts = [0.0, *(cue.start for cue in cues), float("inf")]
-
-        def text(window: Window) -> npt.NDArray[np.float32]:
-            first = window.start + window.given
-            begin = max(0, temporal * (first - 1) + 1 - self.layout.context) / fps
-            end = max(begin + 1 / fps, (temporal * (window.end - 1) + 1 - self.layout.context) / fps)
-            shares = [max(0.0, min(end, b) - max(begin, a)) / (end - begin) for a, b in pairwise(starts)]
-            told = np.einsum("p,pld->ld", np.asarray(shares, np.float32), rows[: len(prompts)])
-            return np.stack([told, *rows[len(prompts) :]])
-
-        return text if cues else lambda window: np.stack([rows[0], *rows[len(prompts) :]])
+        return rows
 
     # What is given
 
@@ -277,15 +258,34 @@ class Film:
             if window.start > 0 and manifest.conditioning.image_tokens:
                 tokens = self._tokens(image)
             return given, tokens
-        first = None
-        if image is not None and window.start > 0:
-            first = conditioning.encode_start(device, engine, image, shape, temporal, clip=False)
-            self.shop.leave_stage()
+        prompt = self.story.prompt(window)
+        first = None if prompt is None else self._anchors.get(prompt)
+        if first is None and image is not None and window.start > 0:
+            first = self._as_first(image)
         given = conditioning.given_in(window, shape, self._made | self._known, first)
         if self._patch is not None:
             self._patch.give(given, window)
             self.shop.leave_stage()
         return given, tokens
+
+    def _as_first(self, image: Pixels) -> Latents:
+        """A frame as the latent frame [1, C, 1, H, W] that a window begins with."""
+        shape = (1, self.shop.manifest.geometry.channels, 1, *self.cells)
+        temporal = self.shop.manifest.geometry.temporal
+        latents = conditioning.encode_start(self.shop.device, self.shop.engine, image, shape, temporal, clip=False)
+        self.shop.leave_stage()
+        return latents
+
+    def _remember(self, window: Window) -> None:
+        """Keep how a prompt's part of the film begins, for later windows that are told the same."""
+        prompt = self.story.prompt(window)
+        if not self.request.anchor or len(self.windows) == 1 or prompt is None or prompt in self._anchors:
+            return
+        image = self._shown.get(window.end - 1)
+        if window.start == 0 and 0 in self._made:
+            self._anchors[prompt] = self._made[0]
+        elif image is not None:  # the window before told something else, and its end is where this one began
+            self._anchors[prompt] = self._as_first(image)
 
     # The loop
 
@@ -354,6 +354,7 @@ class Film:
                     self._shown[offset // temporal] = frame
             yield self._faded(frames[: max(0, self.frames - at)], at)
             at += len(frames)
+        self._remember(window)
         for kept in (self._made, self._shown):
             for old in [key for key in kept if key < window.end - place.window]:
                 del kept[old]

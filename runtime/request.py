@@ -50,7 +50,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     back to its beginning.
 
     A video longer than `window` frames (the bundle's default length) is made in windows of that length, each given the
-    last `overlap` frames of the one before. `cues` are prompts that follow `prompt`, in the order of their times.
+    last `overlap` frames of the one before. With `anchor` the first of those is, instead, the beginning of what is told
+    the same, so that what it shows stays itself; by default where the model and `overlap` allow it. `cues` are prompts
+    that follow `prompt`, in the order of their times.
     """
 
     prompt: str
@@ -77,6 +79,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     fit: Literal["crop", "pad", "stretch"] = "crop"
     window: int | None = None
     overlap: int | None = None
+    anchor: bool | None = None
     cues: tuple[Cue, ...] = ()
 
 
@@ -135,10 +138,13 @@ def resolve(request: Request, manifest: Manifest) -> Request:
         guidance_scale_2=_or(request.guidance_scale_2, request.guidance_scale or manifest.experts[-1].guidance_scale),
         solver=_or(request.solver, manifest.solver.name),
     )
+    if filled.anchor is None:
+        filled = msgspec.structs.replace(filled, anchor=not _anchor_problems(filled, manifest))
     problems = [
         *_size_problems(filled, manifest),
         *_frame_problems(filled, manifest),
         *_window_problems(filled, manifest),
+        *(_anchor_problems(filled, manifest) if filled.anchor else []),
         *_number_problems(filled, manifest),
         *_speed_problems(filled, manifest),
         *_image_problems(filled, manifest),
@@ -212,6 +218,18 @@ def _window_problems(request: Request, manifest: Manifest) -> list[str]:
     if not all(math.isfinite(t) and t > 0 for t in times) or times != sorted(set(times)):
         problems.append(f"prompts begin at {times} seconds: expected rising times after 0. Put them in order")
     return problems
+
+
+def _anchor_problems(request: Request, manifest: Manifest) -> list[str]:
+    """Why windows cannot be given the beginning of what they show."""
+    if manifest.conditioning.kind == "channels":
+        return [f"{manifest.name} is given the end of the window before, and nothing else. Leave out --anchor"]
+    if request.remix is not None or request.inpaint is not None:
+        return ["what is made from a film is given that film, which may change. Leave out --anchor"]
+    if request.overlap == 1:
+        least = 1 + manifest.geometry.temporal
+        return [f"the only frame given of the window before would be the anchor. Use --overlap {least} or more"]
+    return []
 
 
 def _number_problems(request: Request, manifest: Manifest) -> list[str]:

@@ -1,0 +1,44 @@
+"""What a film is told, and when: prompts in time, each in force until the next begins."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from kinograph.runtime.request import Request
+from kinograph.runtime.windows import Window
+
+__all__ = ["Story"]
+
+Rows = npt.NDArray[np.float32]
+
+
+class Story:
+    """The prompts of a resolved request: a latent frame has `temporal` frames, and `context` ones of a film go before."""
+
+    def __init__(self, request: Request, temporal: int, context: int) -> None:
+        cues = request.cues or ()
+        self.prompts = (request.prompt, *(cue.prompt for cue in cues))
+        self._starts = [0.0, *(cue.start for cue in cues), float("inf")]
+        self._fps, self._temporal, self._context = float(request.fps or 1), temporal, context
+
+    def shares(self, window: Window) -> list[float]:
+        """How much of what a window makes each prompt is in force for; they add up to 1."""
+        first = window.start + window.given
+        begin = max(0, self._temporal * (first - 1) + 1 - self._context) / self._fps
+        end = max(begin + 1 / self._fps, (self._temporal * (window.end - 1) + 1 - self._context) / self._fps)
+        return [max(0.0, min(end, b) - max(begin, a)) / (end - begin) for a, b in pairwise(self._starts)]
+
+    def told(self, window: Window, rows: Rows) -> Rows:
+        """The rows of text [B, L, D] of a window; `rows` are the prompts' and then, if there is one, the negative's."""
+        count = len(self.prompts)
+        if count == 1:
+            return rows
+        mixed = np.einsum("p,pld->ld", np.asarray(self.shares(window), np.float32), rows[:count])
+        return np.stack([mixed, *rows[count:]])
+
+    def prompt(self, window: Window) -> str | None:
+        """The prompt that a window is told alone; None where there are several."""
+        return next((p for p, share in zip(self.prompts, self.shares(window), strict=True) if share > 1 - 1e-6), None)
