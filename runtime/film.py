@@ -36,6 +36,8 @@ from kinograph.runtime.windows import Window, plan
 
 __all__ = ["Film", "Workshop"]
 
+_ALONE = 0.999  # share of a window that one prompt is in force for
+
 Latents = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
@@ -258,8 +260,7 @@ class Film:
             if window.start > 0 and manifest.conditioning.image_tokens:
                 tokens = self._tokens(image)
             return given, tokens
-        prompt = self.story.prompt(window)
-        first = None if prompt is None else self._anchors.get(prompt)
+        first = self._anchors.get(self.story.main(window)[0])
         if first is None and image is not None and window.start > 0:
             first = self._as_first(image)
         given = conditioning.given_in(window, shape, self._made | self._known, first)
@@ -278,14 +279,13 @@ class Film:
 
     def _remember(self, window: Window) -> None:
         """Keep how a prompt's part of the film begins, for later windows that are told the same."""
-        prompt = self.story.prompt(window)
-        if not self.request.anchor or len(self.windows) == 1 or prompt is None or prompt in self._anchors:
+        prompt, share = self.story.main(window)
+        if not self.request.anchor or len(self.windows) == 1 or prompt in self._anchors:
             return
-        image = self._shown.get(window.end - 1)
-        if window.start == 0 and 0 in self._made:
+        if window.start == 0:
             self._anchors[prompt] = self._made[0]
-        elif image is not None:  # the window before told something else, and its end is where this one began
-            self._anchors[prompt] = self._as_first(image)
+        elif share > _ALONE:  # what it began with was told something else; what it ends with is what it was told
+            self._anchors[prompt] = self._as_first(self._shown[window.end - 1])
 
     # The loop
 

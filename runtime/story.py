@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.float32]
 
 
 class Story:
-    """The prompts of a resolved request: a latent frame has `temporal` frames, and `context` ones of a film go before."""
+    """The prompts of a resolved request; a latent frame has `temporal` frames, and `context` of a film go before."""
 
     def __init__(self, request: Request, temporal: int, context: int) -> None:
         cues = request.cues or ()
@@ -39,6 +39,7 @@ class Story:
         mixed = np.einsum("p,pld->ld", np.asarray(self.shares(window), np.float32), rows[:count])
         return np.stack([mixed, *rows[count:]])
 
-    def prompt(self, window: Window) -> str | None:
-        """The prompt that a window is told alone; None where there are several."""
-        return next((p for p, share in zip(self.prompts, self.shares(window), strict=True) if share > 1 - 1e-6), None)
+    def main(self, window: Window) -> tuple[str, float]:
+        """The prompt that is in force for most of what a window makes, and for which share of it."""
+        share, prompt = max(zip(self.shares(window), self.prompts, strict=True), key=lambda pair: pair[0])
+        return prompt, share

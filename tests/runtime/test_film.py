@@ -15,8 +15,10 @@ from kinograph import Cue, FramesDecoded, Pipeline, Request, Still, WindowDone
 from kinograph.bundle import Bundle
 from kinograph.cli import main
 from kinograph.errors import RequestError
+from kinograph.runtime import conditioning
 from kinograph.runtime.clip import read_clip
-from kinograph.runtime.conditioning import Piece, encode_piece
+from kinograph.runtime.conditioning import Given, Piece, encode_piece, given_in
+from kinograph.runtime.windows import Window
 
 PROMPT = "a large red ball moves left on a plain navy background, flat style"
 STILL = "a large red ball stays still on a plain navy background, flat style"  # what can come before it is clear
@@ -62,6 +64,26 @@ def test_windows_can_be_longer(pipe: Pipeline) -> None:
     assert sum(isinstance(event, WindowDone) for event in events) == 1
     events = list(pipe.run(Request(prompt=PROMPT, num_frames=33, overlap=9, **QUICK)))
     assert sum(isinstance(event, WindowDone) for event in events) == 3
+
+
+@pytest.mark.parametrize("anchor", [True, False])
+def test_windows_are_given_the_beginning_of_what_they_show(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, anchor: bool
+) -> None:
+    firsts: list[np.ndarray | None] = []
+
+    def seen(window: Window, shape: tuple[int, ...], known: dict[int, np.ndarray], first: np.ndarray | None) -> Given:
+        firsts.append(first)
+        return given_in(window, shape, known, first)
+
+    monkeypatch.setattr(conditioning, "given_in", seen)
+    cues = (Cue(1.0, STILL), Cue(3.5, PROMPT))  # 16 frames, 40, and the first prompt again
+    request = Request(prompt=PROMPT, cues=cues, num_frames=89, anchor=anchor, **QUICK)
+    made = [event.latents for event in pipe.run(request) if isinstance(event, WindowDone)]
+    beginning = made[0][:, :, :1]
+    again = [first is not None and np.array_equal(first, beginning) for first in firsts]
+    assert firsts[0] is None and again == [False] * 4 + [anchor] * 3
+    assert np.array_equal(firsts[2], firsts[3]) == anchor  # the second prompt's own, once it was told alone
 
 
 def test_a_film_is_continued_and_led_to(pipe: Pipeline, film: Path) -> None:
@@ -161,6 +183,8 @@ def test_a_run_goes_on_to_the_same_film(pipe: Pipeline) -> None:
     [
         ({"window": 18}, "Use --window 17"),
         ({"overlap": 6}, "Use --overlap 5"),
+        ({"overlap": 1, "anchor": True}, "Use --overlap 5 or more"),
+        ({"remix": "film.mp4", "anchor": True}, "Leave out --anchor"),
         ({"overlap": 17}, "Use --overlap 13"),
         ({"before": "x.mp4", "num_frames": 9}, "4·k frames after a film"),
         ({"before": "none.mp4"}, "none.mp4' cannot be opened"),
