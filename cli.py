@@ -152,6 +152,7 @@ def kinograph() -> None:
     help="Pictures and films of another shape.",
 )
 @click.option("--prompts", metavar="FILE", help="Further prompts with their times, a line each: 0:05 a cat sleeps.")
+@click.option("--cuts", is_flag=True, help="Cut from one of the --prompts to the next, and let none become the next.")
 @click.option("--window", type=int, help="Frames made at a time; longer videos are made in windows." + _DEFAULT)
 @click.option("--overlap", type=int, help="Frames that a window is given of the one before." + _DEFAULT)
 @click.option(
@@ -247,6 +248,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         overlap=options["overlap"],
         anchor=options["anchor"],
         cues=read_cues(options["prompts"]),
+        cuts=options["cuts"],
     )
     same = (
         "videos",

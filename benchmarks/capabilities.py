@@ -271,31 +271,26 @@ def _border(frames: np.ndarray) -> np.ndarray:
 
 
 def hidden(studio: Studio) -> dict[str, Any]:
-    """Four seconds of a subject, five of another, and four that are told of the first again: is it the same?
-
-    Counted are those that the other has hidden: from what stands still, some windows do not get away.
-    """
+    """Four seconds of a subject, a cut, five of another, a cut, and four that are told of the first again."""
     results: dict[str, Any] = {}
     count = min(20, studio.options.cases)
-    pairs = zip(scenes(count, ("stays",), 76), scenes(count, ("bounces", "circles"), 78), strict=True)
-    chosen = [(scene, other) for scene, other in pairs if scene.actors[0].subject != other.actors[0].subject]
+    chosen = list(zip(scenes(count, ("stays",), 76), scenes(count, STEADY, 78), strict=True))
     for name, anchor in (("with anchors", None), ("without", False)):
         same, alike, sheet = [], [], []
         for number, (scene, other) in enumerate(chosen):
             cues = (Cue(4.0, main_caption(other)), Cue(9.0, main_caption(scene)))
-            frames = studio.make(main_caption(scene), cues=cues, num_frames=13 * FPS + 1, seed=number, anchor=anchor)
-            before, between, after = (frames[end * FPS - FRAMES : end * FPS] for end in (4, 9, 13))
-            if _shown(scene, between) != _shown(scene, before):
-                same.append(_shown(scene, before) == _shown(scene, after))
-                alike.append(decibels(before[-1:], after[-1:]))
+            told = {"cues": cues, "cuts": True, "num_frames": 13 * FPS + 1}
+            frames = studio.make(main_caption(scene), seed=number, anchor=anchor, **told)
+            before, after = (frames[end * FPS - FRAMES : end * FPS] for end in (4, 13))
+            same.append(_shown(scene, before) == _shown(scene, after))
+            alike.append(decibels(before[-1:], after[-1:]))
             sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
         studio.sheet(f"hidden-{name.split()[0]}", np.stack(sheet), 6)
         results |= {
             f"{name}: the same subject and colour, %": share(same),
             f"{name}: the picture before and after, dB, median": round(float(np.median(alike)), 1),
-            f"{name}: hidden, of {len(chosen)}": len(same),
         }
-    return results
+    return results | {"cases": count}
 
 
 def _shown(scene: world.Scene, frames: np.ndarray) -> tuple[str, str] | None:
@@ -305,17 +300,23 @@ def _shown(scene: world.Scene, frames: np.ndarray) -> tuple[str, str] | None:
 
 def storyboard(studio: Studio) -> dict[str, Any]:
     """Three prompts of four seconds each: does every part show its own?"""
-    right, sheet = [], []
+    results: dict[str, Any] = {}
     chosen = list(scenes(3 * max(1, studio.options.cases // 5), STEADY, 75))
-    for number, three in enumerate(zip(chosen[::3], chosen[1::3], chosen[2::3], strict=True)):
-        cues = tuple(Cue(4.0 * i, main_caption(scene)) for i, scene in enumerate(three) if i)
-        frames = studio.make(main_caption(three[0]), cues=cues, num_frames=12 * FPS + 1, seed=number)
-        for part, scene in enumerate(three):
-            end = 4 * FPS * (part + 1)
-            right.append(all(kept(scene, frames[end - FRAMES : end])))
-        sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
-    studio.sheet("storyboard", np.stack(sheet), 6)
-    return {"parts that show their own prompt, %": share(right), "cases": len(right)}
+    for name, cuts in (("faded", False), ("cut", True)):
+        right, sheet = [], []
+        for number, three in enumerate(zip(chosen[::3], chosen[1::3], chosen[2::3], strict=True)):
+            told = {
+                "cues": tuple(Cue(4.0 * i, main_caption(scene)) for i, scene in enumerate(three) if i),
+                "cuts": cuts,
+            }
+            frames = studio.make(main_caption(three[0]), num_frames=12 * FPS + 1, seed=number, **told)
+            for part, scene in enumerate(three):
+                end = 4 * FPS * (part + 1)
+                right.append(all(kept(scene, frames[end - FRAMES : end])))
+            sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
+        studio.sheet(f"storyboard-{name}", np.stack(sheet), 6)
+        results[f"{name}: parts that show their own prompt, %"] = share(right)
+    return results | {"cases": len(right)}
 
 
 def resume(studio: Studio) -> dict[str, Any]:

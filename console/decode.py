@@ -7,7 +7,7 @@ from pathlib import Path
 import kinograph
 from kinograph.console import Console
 from kinograph.runtime.audio import check_audio
-from kinograph.runtime.latents import read_latents
+from kinograph.runtime.latents import cuts_of, read_latents
 from kinograph.runtime.video import VideoWriter, check_codec, check_output
 
 __all__ = ["decode"]
@@ -31,13 +31,13 @@ def decode(
     check_codec(output, codec)
     if audio is not None:
         check_audio(audio, output)
-    values, _ = read_latents(Path(latents))
+    values, about = read_latents(Path(latents))
     console.start_stage("load")
     with kinograph.load(bundle, device=device, variant=variant) as pipe:
         geometry, rate = pipe.bundle.manifest.geometry, fps or pipe.bundle.manifest.defaults.fps
         height, width = (side * geometry.spatial for side in values.shape[-2:])
         console.start_stage("decode", None, "frames")
-        events = pipe.decode(values)
+        events = pipe.decode(values, cuts_of(about, values.shape[2]))
         with VideoWriter(output, width=width, height=height, fps=rate, codec=codec, audio=audio, force=force) as writer:
             for event in events:
                 writer.write(event.frames)

@@ -233,7 +233,7 @@ def _run(
                     console.update(event.index + 1, event.total)
             elif isinstance(event, kinograph.WindowDone):
                 if to.kept is not None:
-                    to.kept.add(event.latents)
+                    to.kept.add(event.latents, cut=event.cut)
             else:
                 frames = to.captions.draw(event.frames, event.index)
                 to.writer.write(frames)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
@@ -68,6 +68,11 @@ class Stream:
         """Whether there has been a call."""
         return self._calls > 0
 
+    def restart(self) -> None:
+        """Let the next call be the first."""
+        self.close()
+        self._calls, self._axes = 0, {}
+
     def close(self) -> None:
         if self._binding is not None:
             self._binding.close()
@@ -101,11 +106,30 @@ class Decoder(Stream):
         while waiting:
             yield waiting.popleft()()
 
+    def cut(self, latents: Latents) -> None:
+        """Forget what was decoded: the next are `latents` [1, C, F, H, W], and follow from nothing.
 
-def decode(device: Device, first: Engine, following: Engine, latents: Latents) -> Iterator[Pixels]:
-    """Frames of normalised `latents` [1, C, F, H, W], as they are made: uint8 [T, s·H, s·W, 3]."""
+        They give as many frames as they would have. What the causal layers then have seen is the first of them, as if
+        it were a film's first, which it resembles.
+        """
+        self.restart()
+        inputs, axes = next(latent_chunks(self._open[1](), latents[:, :, :1]))
+        self.call(inputs, axes)
+
+
+def decode(
+    device: Device, first: Engine, following: Engine, latents: Latents, cuts: Sequence[int] = ()
+) -> Iterator[Pixels]:
+    """Frames of normalised `latents` [1, C, F, H, W], as they are made: uint8 [T, s·H, s·W, 3].
+
+    At `cuts`, rising numbers of latent frames, nothing is left of what was before.
+    """
     with Decoder(device, lambda: first, lambda: following) as decoder:
-        yield from decoder.frames(latents)
+        for begin, end in pairwise([0, *cuts, latents.shape[2]]):
+            part = latents[:, :, begin:end]
+            if begin:
+                decoder.cut(part)
+            yield from decoder.frames(part)
 
 
 def latent_chunks(following: Engine, latents: Latents, *, first: bool = True) -> Iterator[Chunk]:

@@ -48,11 +48,15 @@ class FramesDecoded(msgspec.Struct, frozen=True, eq=False):
 
 
 class WindowDone(msgspec.Struct, frozen=True, eq=False):
-    """Window `index` of `total` (from 0) is made and decoded; `latents` [1, C, F, H, W] are what it adds."""
+    """Window `index` of `total` (from 0) is made and decoded; `latents` [1, C, F, H, W] are what it adds.
+
+    With `cut` nothing in them follows from what was before.
+    """
 
     index: int
     total: int
     latents: npt.NDArray[np.float32]
+    cut: bool = False
 
 
 Event = StageStarted | StepDone | FramesDecoded | WindowDone

@@ -109,8 +109,9 @@ class Film:
             1 + (overlap - 1) // temporal,
         )
         place = self.layout
-        self.windows = plan(place.latents, place.window, place.overlap, place.ending // temporal)
         self.story = Story(request, temporal, context)
+        cuts = self.story.cuts(place.latents)
+        self.windows = plan(place.latents, place.window, place.overlap, place.ending // temporal, cuts)
         self.size = (int(request.width or 0), int(request.height or 0))
         self.cells = (self.size[1] // geometry.spatial, self.size[0] // geometry.spatial)
         self._patch = patch
@@ -162,7 +163,7 @@ class Film:
                 if one:
                     yield StageStarted("decode")
                 yield from self._decoded(decoder, window, new)
-                yield WindowDone(number, len(self.windows), new)
+                yield WindowDone(number, len(self.windows), new, window.cut)
 
     def axes(self, precisions: Mapping[str, str], cells: tuple[int, int] | None = None) -> dict[str, Axes]:
         """The components that will run, with the sizes that they will run at; in other `cells`, if given."""
@@ -252,7 +253,7 @@ class Film:
         """What a window is given, and the image tokens."""
         device, engine, manifest = self.shop.device, self.shop.engine, self.shop.manifest
         temporal, clip = manifest.geometry.temporal, manifest.conditioning.kind == "channels"
-        image = self._shown.get(window.start)
+        image = None if window.cut else self._shown.get(window.start)
         if clip:
             if image is None:
                 return conditioning.nothing_given(shape), tokens
@@ -356,6 +357,8 @@ class Film:
         at = max(0, temporal * (number - 1) + 1) if number else 0  # and frame
         for index in range(new.shape[2]):
             self._made[number + index] = new[:, :, index : index + 1]
+        if window.cut:
+            decoder.cut(new)
         for decoded in decoder.frames(new):
             frames = decoded if self._patch is None else self._patch.blend(decoded)
             for offset, frame in enumerate(frames, at):

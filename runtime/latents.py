@@ -17,7 +17,7 @@ import safetensors.numpy
 from kinograph.errors import OutputError, RequestError
 from kinograph.runtime.request import Request
 
-__all__ = ["LatentsFile", "read_latents"]
+__all__ = ["LatentsFile", "cuts_of", "read_latents"]
 
 Latents = npt.NDArray[np.float32]
 
@@ -34,6 +34,7 @@ class LatentsFile:
         self.path = path
         self._about = {"request": msgspec.json.encode(request).decode(), **origin}
         self._parts: list[Latents] = []
+        self._cuts: list[int] = []
         self._there = 0  # latent frames that the file has already
 
     def resume(self) -> Latents | None:
@@ -54,8 +55,10 @@ class LatentsFile:
         self._there = latents.shape[2]
         return latents
 
-    def add(self, latents: Latents) -> None:
-        """Latents [1, C, F, H, W] that follow. Raises OutputError."""
+    def add(self, latents: Latents, *, cut: bool = False) -> None:
+        """Latents [1, C, F, H, W] that come next, after a `cut` or following from the others. Raises OutputError."""
+        if cut:
+            self._cuts.append(sum(part.shape[2] for part in self._parts))
         self._parts.append(latents)
         whole = np.ascontiguousarray(np.concatenate(self._parts, axis=2))
         if whole.shape[2] <= self._there:
@@ -63,7 +66,8 @@ class LatentsFile:
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
         try:
             with temporary.open("xb") as stream:
-                stream.write(safetensors.numpy.save({_NAME: whole}, metadata=self._about))
+                about = self._about | {"cuts": json.dumps(self._cuts)}
+                stream.write(safetensors.numpy.save({_NAME: whole}, metadata=about))
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(self.path)
@@ -83,6 +87,16 @@ def _difference(got: str | None, expected: str) -> str:
     except (ValueError, AttributeError, TypeError):
         fields = [f"{got!r}, expected {expected!r}"]
     return "got " + "; ".join(fields)[:500]
+
+
+def cuts_of(about: Mapping[str, str], frames: int) -> list[int]:
+    """The cuts of a file of `frames` latent frames, from what is said of it; none where that says nothing sensible."""
+    try:
+        cuts = msgspec.json.decode(about.get("cuts", "[]"), type=list[int])
+    except msgspec.DecodeError:
+        return []
+    rising = all(0 < cut < frames for cut in cuts) and cuts == sorted(set(cuts))
+    return cuts if rising else []
 
 
 def read_latents(path: Path) -> tuple[Latents, dict[str, str]]:

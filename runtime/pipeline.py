@@ -161,10 +161,11 @@ class Pipeline:
             self._running = False
             self._leave_stage()
 
-    def decode(self, latents: Latents) -> Iterator[FramesDecoded]:
+    def decode(self, latents: Latents, cuts: Sequence[int] = ()) -> Iterator[FramesDecoded]:
         """The frames of normalised latents [1, C, F, H, W], such as `WindowDone` events brought.
 
-        Raises RequestError where they are not this model's.
+        `cuts` are the numbers of the latent frames that windows with a cut began with, in order. Raises RequestError
+        where the latents are not this model's.
         """
         geometry = self.bundle.manifest.geometry
         if latents.ndim != 5 or latents.shape[:2] != (1, geometry.channels):
@@ -173,7 +174,8 @@ class Pipeline:
                 f"[1, {geometry.channels}, F, H, W]. Name the bundle that they were made with"
             )
         total, shown = 1 + geometry.temporal * (latents.shape[2] - 1), 0
-        for frames in decode(self.device, self._engine("decoder_first"), self._engine("decoder_next"), latents):
+        engines = self._engine("decoder_first"), self._engine("decoder_next")
+        for frames in decode(self.device, *engines, latents, cuts):
             yield FramesDecoded(frames, shown, total)
             shown += len(frames)
         self._leave_stage()

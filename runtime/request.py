@@ -52,7 +52,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     A video longer than `window` frames (the bundle's default length) is made in windows of that length, each given the
     last `overlap` frames of the one before. With `anchor` the first of those is, instead, the beginning of what is told
     the same, so that what it shows stays itself; by default where the model and `overlap` allow it. `cues` are prompts
-    that follow `prompt`, in the order of their times.
+    that follow `prompt`, in the order of their times; with `cuts` one begins where another ends, instead of coming out
+    of it.
     """
 
     prompt: str
@@ -81,6 +82,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     overlap: int | None = None
     anchor: bool | None = None
     cues: tuple[Cue, ...] = ()
+    cuts: bool = False
 
 
 def _default_window(manifest: Manifest) -> int:
@@ -144,6 +146,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
         *_size_problems(filled, manifest),
         *_frame_problems(filled, manifest),
         *_window_problems(filled, manifest),
+        *_cut_problems(filled, manifest),
         *(_anchor_problems(filled, manifest) if filled.anchor else []),
         *_number_problems(filled, manifest),
         *_speed_problems(filled, manifest),
@@ -229,6 +232,18 @@ def _anchor_problems(request: Request, manifest: Manifest) -> list[str]:
     if request.overlap == 1:
         least = 1 + manifest.geometry.temporal
         return [f"the only frame given of the window before would be the anchor. Use --overlap {least} or more"]
+    return []
+
+
+def _cut_problems(request: Request, manifest: Manifest) -> list[str]:
+    if not request.cuts:
+        return []
+    if not request.cues:
+        return ["--cuts are between prompts in time, and there is one prompt. Use --prompts FILE"]
+    if request.after is not None or request.loop or request.remix is not None or request.inpaint is not None:
+        return ["--cuts are for films that are made from their prompts on. Leave out other films and --loop"]
+    if manifest.conditioning.kind == "channels":
+        return [f"{manifest.name} makes a video from a picture, and after a cut there is none. Leave out --cuts"]
     return []
 
 

@@ -23,10 +23,22 @@ class Story:
         self.prompts = (request.prompt, *(cue.prompt for cue in cues))
         self._starts = [0.0, *(cue.start for cue in cues), float("inf")]
         self._fps, self._temporal, self._context = float(request.fps or 1), temporal, context
+        self._cuts = [self._latent(start) for start in self._starts[1:-1]] if request.cuts else []
+
+    def _latent(self, seconds: float) -> int:
+        """The latent frame that begins nearest to a time."""
+        return 1 + max(0, round((seconds * self._fps + self._context - 1) / self._temporal))
+
+    def cuts(self, total: int) -> list[int]:
+        """At which of a film's `total` latent frames there is a cut."""
+        return sorted({number for number in self._cuts if number < total})
 
     def shares(self, window: Window) -> list[float]:
         """How much of what a window makes each prompt is in force for; they add up to 1."""
         first = window.start + window.given
+        if self._cuts:
+            shown = sum(number <= first for number in self._cuts)
+            return [float(number == shown) for number in range(len(self.prompts))]
         begin = max(0, self._temporal * (first - 1) + 1 - self._context) / self._fps
         end = max(begin + 1 / self._fps, (self._temporal * (window.end - 1) + 1 - self._context) / self._fps)
         return [max(0.0, min(end, b) - max(begin, a)) / (end - begin) for a, b in pairwise(self._starts)]

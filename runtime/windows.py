@@ -8,7 +8,9 @@ several.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 __all__ = ["Window", "plan"]
 
@@ -18,12 +20,15 @@ class Window:
     """A run over `count` latent frames, which are the film's from `start`.
 
     The first `given` of them are there already; those up to, and without, `kept` stay in the film, the rest is dropped.
+    After a `cut` the one that is there is not given: the film's stands for several frames and a window's first for one,
+    so that it is made and dropped.
     """
 
     start: int
     count: int
     given: int
     kept: int
+    cut: bool = False
 
     @property
     def end(self) -> int:
@@ -31,21 +36,30 @@ class Window:
         return self.start + self.kept
 
 
-def plan(total: int, length: int, overlap: int, ending: int = 0) -> list[Window]:
+def plan(total: int, length: int, overlap: int, ending: int = 0, cuts: Sequence[int] = ()) -> list[Window]:
     """Windows of `length` latent frames for a film of `total`, each given `overlap` of the one before.
 
     `overlap` counts the first frame, so it is at least 1 and less than `length`. The last `ending` latent frames of the
-    film are known; the last window has them, and before them as much that is to be made as it can.
+    film are known; the last window has them, and before them as much that is to be made as it can. At `cuts`, rising
+    numbers of latent frames within the film, nothing is given of what was before; a film has those or an ending.
     """
+    if cuts:
+        return [window for begin, end in pairwise([0, *cuts, total]) for window in _shot(begin, end, length, overlap)]
     if total <= length:
         return [Window(0, total, 0, total)]
     # Where frames are known at the end, the last window reaches back from there as far as it can.
-    limit = total - length + overlap if ending else total
-    windows = [Window(0, length, 0, min(length, limit))]
-    while windows[-1].end < limit:
-        done = windows[-1].end
-        windows.append(Window(done - overlap, length, overlap, min(length, limit - done + overlap)))
+    windows = _shot(0, total - length + overlap if ending else total, length, overlap)
     if ending:
         start = total - length
         windows.append(Window(start, length, windows[-1].end - start, length))
+    return windows
+
+
+def _shot(begin: int, end: int, length: int, overlap: int) -> list[Window]:
+    """Windows for the film's latent frames from `begin` to `end`, which follow from each other alone."""
+    lead = 1 if begin else 0
+    windows = [Window(begin - lead, length, lead, min(length, end - begin + lead), cut=begin > 0)]
+    while windows[-1].end < end:
+        done = windows[-1].end
+        windows.append(Window(done - overlap, length, overlap, min(length, end - done + overlap)))
     return windows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,33 @@ def test_windows_are_given_the_beginning_of_what_they_show(
     again = [first is not None and np.array_equal(first, beginning) for first in firsts]
     assert firsts[0] is None and again == [False] * 4 + [anchor] * 3
     assert np.array_equal(firsts[2], firsts[3]) == anchor  # the second prompt's own, once it was told alone
+
+
+def test_a_cut_forgets_what_was_before(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Given] = []
+
+    def seen(*about: Any) -> Given:
+        given.append(given_in(*about))
+        return given[-1]
+
+    monkeypatch.setattr(conditioning, "given_in", seen)
+    green = "a large green star stays still on a plain white background, flat style"
+    cues = (Cue(1.0, green), Cue(2.0, STILL))
+    request = Request(prompt=STILL, cues=cues, cuts=True, num_frames=49, num_inference_steps=8)
+    frames = frames_of(pipe, request)
+    made = [event for event in pipe.run(request) if isinstance(event, WindowDone)]
+    assert [event.cut for event in made] == [False, True, True] and len(frames) == 49
+    assert np.array_equal(given[2].known[:, :, :1], made[0].latents[:, :, :1])
+    latents = np.concatenate([event.latents for event in made], axis=2)
+    again = np.concatenate([event.frames for event in pipe.decode(latents, [5, 9])])
+    assert np.abs(again.astype(int) - frames).max() <= 1
+    resumed = [event.frames for event in pipe.run(request, latents[:, :, :9]) if isinstance(event, FramesDecoded)]
+    assert np.array_equal(np.concatenate(resumed), frames)
+    changes = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
+    assert set(np.argsort(changes)[-2:] + 1) == {17, 33}  # the frames that begin at 1 and 2 seconds
+    assert frames[20:32, :8].mean() > 150 > frames[36:, :8].mean()  # white, and navy again
+    masks = [one.mask[0, 0, :, 0, 0].tolist() for one in given]
+    assert [mask[:2] for mask in masks[:3]] == [[0, 0], [0, 0], [1, 0]]  # the third is given how the first one began
 
 
 def test_a_film_is_continued_and_led_to(pipe: Pipeline, film: Path) -> None:
@@ -184,6 +212,8 @@ def test_a_run_goes_on_to_the_same_film(pipe: Pipeline) -> None:
         ({"window": 18}, "Use --window 17"),
         ({"overlap": 6}, "Use --overlap 5"),
         ({"overlap": 1, "anchor": True}, "Use --overlap 5 or more"),
+        ({"cuts": True}, "Use --prompts FILE"),
+        ({"cuts": True, "cues": (Cue(1.0, STILL),), "loop": True}, "Leave out other films and --loop"),
         ({"remix": "film.mp4", "anchor": True}, "Leave out --anchor"),
         ({"overlap": 17}, "Use --overlap 13"),
         ({"before": "x.mp4", "num_frames": 9}, "4·k frames after a film"),

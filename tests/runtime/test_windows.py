@@ -25,6 +25,22 @@ def test_every_frame_is_made_once(total: int, length: int, data: st.DataObject) 
         assert windows[-1].start + windows[-1].count == total
 
 
+@given(total=st.integers(2, 200), length=st.integers(2, 21), data=st.data())
+def test_nothing_reaches_across_a_cut(total: int, length: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(1, length - 1))
+    cuts = sorted(data.draw(st.sets(st.integers(1, total - 1), min_size=1)))
+    windows = plan(total, length, overlap, cuts=cuts)
+    assert [window.start + window.given for window in windows if window.cut] == cuts
+    done = shot = 0
+    for window in windows:
+        shot = done if window.cut else shot
+        assert window.start + window.given == done and window.given < window.kept <= window.count == length
+        assert window.start >= shot - window.cut and window.given == (1 if window.cut else overlap if done else 0)
+        assert not any(done < cut < window.end for cut in cuts)
+        done = window.end
+    assert done == total
+
+
 def test_a_short_film_is_one_run() -> None:
     assert plan(4, 5, 2) == [Window(0, 4, 0, 4)]
 
