@@ -65,11 +65,10 @@ def quantised(bundle: Bundle, precision: str) -> Trial:
     """
     folder = bundle.path.with_name(f"{bundle.path.name}-{precision}")
     recipe, work = RECIPES[precision], Work.on_products(open_graph(bundle, "step", FLOAT), 1)
-    for group in work.layers:
+    for number, group in enumerate(group for group in work.layers if recipe.takes(group)):
         floats = tuple(work.graph.weights[name] for name in group.weights)
         even, form = np.ones(group.channels, np.float32), recipe.numbers.activation(-8.0, 8.0)
-        work.plans.append(Plan(group, even, form, floats, recipe.numbers, per_channel=True, noise=30.0))
-    work.chosen = list(range(len(work.plans)))
+        work.chosen[number] = Plan(precision, group, even, form, floats, recipe.numbers.plain, noise=30.0)
     file = folder / "draft.json"
     if file.exists():
         variant, files = msgspec.json.decode(file.read_bytes(), type=tuple[Variant, dict[str, str]])

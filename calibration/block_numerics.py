@@ -231,6 +231,6 @@ def _e2m1(x: Floats, scale: Floats) -> npt.NDArray[Any]:
     return np.asarray(np.clip(steps, -_LARGEST_E2M1, _LARGEST_E2M1), _E2M1)
 
 
-ROWS = Numbers(rows, INTEGERS.weight, INTEGERS.plain)
-MICROSCALED = Numbers(microscaled, microscaled_weight, microscaled_weight, _MX_BLOCK)
-NVFP4 = Numbers(nvfp4, nvfp4_weight, partial(nvfp4_weight, search=False), _NV_BLOCK)
+ROWS = Numbers("int8 by rows", rows, INTEGERS.weight, INTEGERS.plain)
+MICROSCALED = Numbers("mxfp8", microscaled, microscaled_weight, microscaled_weight, _MX_BLOCK)
+NVFP4 = Numbers("nvfp4", nvfp4, nvfp4_weight, partial(nvfp4_weight, search=False), _NV_BLOCK)

@@ -28,11 +28,14 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Layer:
-    """What became of a layer: its own error, and what it alone does to the velocity or the frames, in dB."""
+    """What became of a layer: its own error, and what it alone does to the velocity or the frames, in dB.
+
+    `format` is what it is quantised to, None where it is not; the errors are then those that it would have had.
+    """
 
     component: str
     weights: tuple[str, ...]
-    quantised: bool
+    format: str | None
     noise_db: float
     effect_db: float | None
     smoothed: bool
@@ -186,10 +189,18 @@ class _Videos:
 
 
 def _layers(component: str, work: Work) -> Iterator[Layer]:
-    for number, plan in enumerate(work.plans):
-        effect = -10 * float(np.log10(max(work.effects[number], 1e-12))) if work.effects else None
+    for number, coarse in enumerate(work.plans):
+        applied = work.chosen.get(number)
+        plan = applied or coarse
+        tried = number if plan is coarse else len(work.plans) + number
+        effect = -10 * float(np.log10(max(work.effects[tried], 1e-12))) if work.effects else None
         yield Layer(
-            component, plan.group.weights, number in work.chosen, plan.noise, effect, plan.smoothing is not None
+            component,
+            plan.group.weights,
+            None if applied is None else applied.format,
+            plan.noise,
+            effect,
+            plan.smoothing is not None,
         )
 
 

@@ -141,8 +141,8 @@ def _layers(layers: Sequence[Layer]) -> str:
     for layer in sorted(layers, key=lambda one: one.rank):
         names = "<br>".join(f"<code>{escape(name)}</code>" for name in layer.weights)
         effect = "" if layer.effect_db is None else f"{layer.effect_db:.1f}"
-        told = "smoothed" if layer.smoothed else ""
-        told = told if layer.quantised else "<span class=kept>left as it is</span>"
+        told = f"{layer.format}, smoothed" if layer.smoothed else escape(str(layer.format))
+        told = told if layer.format else "<span class=kept>left as it is</span>"
         rows.append(
             f"<tr><td>{names}<br>{escape(layer.component)}</td><td class=n>{layer.noise_db:.1f}</td>"
             f"<td class=n>{effect}</td><td>{told}</td></tr>"

@@ -189,11 +189,12 @@ def float8_weight(weight: Floats, axis: int) -> Weight:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a recipe quantises to: an activation's format from its range, and a weight [K, N].
+    """What a recipe quantises to, by `name`: an activation's format from its range, and a weight [K, N].
 
     `plain` is how a control has the weight; K must be a multiple of `block`.
     """
 
+    name: str
     activation: Callable[[float, float], Form]
     weight: Callable[[Floats], QuantisedWeight]
     plain: Callable[[Floats], QuantisedWeight]
@@ -210,8 +211,8 @@ def _whole(make: Callable[[Floats, int], Weight]) -> Callable[[Floats], Weight]:
     return plain
 
 
-INTEGERS = Numbers(affine, partial(quantised_weight, axis=1), _whole(quantised_weight))
-FLOATS = Numbers(float8, partial(float8_weight, axis=1), _whole(float8_weight))
+INTEGERS = Numbers("int8", affine, partial(quantised_weight, axis=1), _whole(quantised_weight))
+FLOATS = Numbers("fp8", float8, partial(float8_weight, axis=1), _whole(float8_weight))
 
 
 def signal_to_noise(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:

@@ -27,7 +27,7 @@ def scan(loop: Loop, work: Mapping[str, Work], starts: Sequence[Start], journal:
     moments = cache(lambda: loop.reference(starts, progress))
     for component, own in work.items():
         make = partial(_effects, loop, component, own, moments, progress)
-        own.effects = [float(one["effect"]) for one in journal.sequence(f"scan-{component}", len(own.plans), make)]
+        own.effects = [float(one["effect"]) for one in journal.sequence(f"scan-{component}", len(own.tried), make)]
 
 
 def scan_decoder(loop: Loop, work: Mapping[str, Work], latents: Latents, journal: Journal, progress: Progress) -> None:
@@ -41,7 +41,7 @@ def scan_decoder(loop: Loop, work: Mapping[str, Work], latents: Latents, journal
 
     for component, own in work.items():
         make = partial(_frame_effects, loop, component, own, latents, truth, progress)
-        own.effects = [float(one["effect"]) for one in journal.sequence(f"scan-{component}", len(own.plans), make)]
+        own.effects = [float(one["effect"]) for one in journal.sequence(f"scan-{component}", len(own.tried), make)]
 
 
 def _effects(
@@ -50,7 +50,7 @@ def _effects(
     """At moments spread over all there are of the component, from the plan `first` on."""
     moments = [moment for moment in reference() if loop.expert(moment.step).component == component]
     chosen = [moments[i] for i in np.linspace(0, len(moments) - 1, min(_SCANNED, len(moments))).astype(int)]
-    for number in range(first, len(work.plans)):
+    for number in range(first, len(work.tried)):
         engine = loop.device.open(trial(loop.bundle, {component: work.alone(number)}), component, FLOAT)
         try:
             got = loop.velocities(engine, chosen)
@@ -58,7 +58,7 @@ def _effects(
             engine.close()
         errors = [10 ** (-signal_to_noise(m.velocity, v) / 10) for m, v in zip(chosen, got, strict=True)]
         yield {"effect": np.array(np.mean(errors))}
-        progress(f"scan {component}", number + 1, len(work.plans))
+        progress(f"scan {component}", number + 1, len(work.tried))
 
 
 def _frame_effects(
@@ -70,8 +70,8 @@ def _frame_effects(
     progress: Progress,
     first: int,
 ) -> Iterator[Arrays]:
-    for number in range(first, len(work.plans)):
+    for number in range(first, len(work.tried)):
         with loop.decoder(trial(loop.bundle, {component: work.alone(number)}), FLOAT) as engines:
             got = np.concatenate(list(decode(loop.device, *engines, latents)))
         yield {"effect": np.array(10 ** (-signal_to_noise(truth(), got) / 10))}
-        progress(f"scan {component}", number + 1, len(work.plans))
+        progress(f"scan {component}", number + 1, len(work.tried))

@@ -21,22 +21,28 @@ from kinograph.manifest import Component, Manifest
 
 __all__ = ["Work", "best_precision", "choose", "trial"]
 
+AnyPlan = Plan | ConvolutionPlan
+
 _MOST_KEPT = 0.1  # of the weights, that may stay as they are because they do most harm
+_FINER_DB = 20.0  # up to which layers are given more bits, where the recipe has finer ones
 
 
 @dataclass
 class Work:
-    """One component. `plans` and `control` are one for each layer; `effects` what each plan alone does to the result,
-    as relative squared error (none without a scan); `chosen` the numbers of the plans that are applied.
+    """One component. `plans`, `finer` and `control` are one for each layer, `finer` where the recipe has those.
+
+    `effects` is what each of `tried` alone does to the result, as relative squared error (none without a scan);
+    `chosen` are the plans that are applied, by the layer's number.
     """
 
     graph: Graph
     layers: Sequence[Group | Convolution]
     watch: Watch
-    plans: list[Plan | ConvolutionPlan] = field(default_factory=list)
-    control: list[Plan | ConvolutionPlan] = field(default_factory=list)
+    plans: list[AnyPlan] = field(default_factory=list)
+    finer: list[AnyPlan] = field(default_factory=list)
+    control: list[AnyPlan] = field(default_factory=list)
     effects: list[float] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
+    chosen: dict[int, AnyPlan] = field(default_factory=dict)
     blocks: Blocks | None = None
 
     @classmethod
@@ -64,8 +70,15 @@ class Work:
             seen = [self.watch.halves(name) for name in _watched(layer)]
             self.plans.append(self._plan(recipe, layer, seen))
             self.control.append(self._plan(recipe.control, layer, seen))
+            if recipe.finer is not None:
+                self.finer.append(self._plan(recipe.finer, layer, seen))
 
-    def _plan(self, recipe: Products, layer: Group | Convolution, seen: Sequence[Halves]) -> Plan | ConvolutionPlan:
+    @property
+    def tried(self) -> list[AnyPlan]:
+        """Every plan whose effect is wanted."""
+        return [*self.plans, *self.finer]
+
+    def _plan(self, recipe: Products, layer: Group | Convolution, seen: Sequence[Halves]) -> AnyPlan:
         weights = [np.asarray(self.graph.weights[name]) for name in layer.weights]
         if isinstance(layer, Convolution):
             bias = self.graph.constant(layer.bias) if layer.bias else None
@@ -74,17 +87,17 @@ class Work:
 
     def model(self) -> ir.Model:
         """The graph with the chosen plans applied, and what else it has of weights in int8."""
-        return self._stored([self.plans[i] for i in self.chosen])
+        return self._stored(list(self.chosen.values()))
 
     def control_model(self) -> ir.Model:
         """The graph with the same layers quantised as the control has them."""
         return self._stored([self.control[i] for i in self.chosen], control=True)
 
     def alone(self, number: int) -> ir.Model:
-        """The graph with only the plan `number` applied."""
-        return emit(self.graph.model, [self.plans[number]])
+        """The graph with only the plan `number` of those that are tried applied."""
+        return emit(self.graph.model, [self.tried[number]])
 
-    def _stored(self, plans: Sequence[Plan | ConvolutionPlan], *, control: bool = False) -> ir.Model:
+    def _stored(self, plans: Sequence[AnyPlan], *, control: bool = False) -> ir.Model:
         model = emit(self.graph.model, plans)
         if self.blocks is not None:
             store_blocks(model, self.graph.weights, replace(self.blocks, search=not control))
@@ -98,23 +111,37 @@ def _watched(layer: Group | Convolution) -> tuple[str, ...]:
     return (layer.activation, layer.output) if isinstance(layer, Convolution) else (layer.activation,)
 
 
-def choose(work: Work, wanted: float) -> list[int]:
+def choose(work: Work, wanted: float) -> dict[int, AnyPlan]:
     """Which plans to apply: all but those that do most harm for their weight, until the rest reaches `wanted` dB.
+
+    Where there are finer plans, those come first, until 20 dB; a tenth of the weights may stay as they are.
 
     Effects add up, for the errors of different layers have nothing to do with each other. Where they were not measured,
     each layer's own error stands for its share of them.
     """
-    chosen = list(range(len(work.plans)))
-    effects = work.effects or [10 ** (-plan.noise / 10) / len(work.plans) for plan in work.plans]
-    size = [plan.size for plan in work.plans]
-    left, harm = _MOST_KEPT * sum(size), sum(effects)
-    for i in sorted(chosen, key=lambda i: effects[i] / size[i], reverse=True):
-        if -10 * np.log10(harm) >= wanted:
+    chosen = dict(enumerate(work.plans))
+    count, tried = len(work.plans), work.tried
+    effects = work.effects or [10 ** (-plan.noise / 10) / count for plan in tried]
+    size, harm = [plan.size for plan in work.plans], sum(effects[:count])
+    now = dict(enumerate(effects[:count]))
+
+    def enough(bar: float) -> bool:
+        return bool(-10 * np.log10(max(harm, 1e-12)) >= bar)
+
+    gains = {i: effects[i] - effects[count + i] for i in range(len(work.finer))}
+    for i in sorted(gains, key=lambda i: gains[i] / size[i], reverse=True):
+        if enough(_FINER_DB) or gains[i] <= 0:
+            break
+        chosen[i], now[i] = work.finer[i], effects[count + i]
+        harm -= gains[i]
+    left = _MOST_KEPT * sum(size)
+    for i in sorted(now, key=lambda i: now[i] / size[i], reverse=True):
+        if enough(wanted):
             break
         if size[i] <= left:
             left -= size[i]
-            harm -= effects[i]
-            chosen.remove(i)
+            harm -= now[i]
+            del chosen[i]
     return chosen
 
 

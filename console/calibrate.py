@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +58,10 @@ def report_text(report: Report, bundle: str) -> str:
             Text(escape(", ".join(layer.weights))),
             f"{layer.noise_db:.1f}",
             "" if layer.effect_db is None else f"{layer.effect_db:.1f}",
-            "" if layer.quantised else "left as it is",
+            layer.format or "left as it is",
         )
-    kept = sum(not layer.quantised for layer in report.layers)
+    counts = Counter(layer.format or "left as they are" for layer in report.layers)
+    formats = ", ".join(f"{count} {'' if name.startswith('left') else 'in '}{name}" for name, count in counts.items())
     lines = [
         f"{escape(bundle)}: variant {report.variant} {'passed' if quality.passed else 'MISSED'} its gate: "
         f"PSNR {quality.psnr_db:.1f} dB and SSIM {quality.ssim:.4f} over {quality.videos} videos, "
@@ -67,7 +69,7 @@ def report_text(report: Report, bundle: str) -> str:
         f"weights {report.bytes_before / 1e6:.1f} MB → {report.bytes_after / 1e6:.1f} MB; "
         + ("" if report.text_db is None else f"embedded prompts {report.text_db:.1f} dB; ")
         + f"a step {_milliseconds(report.step_seconds)}, decoding a video {_milliseconds(report.decode_seconds)}",
-        f"{len(report.layers)} layers, {kept} left as they are; those that matter most:",
+        f"{len(report.layers)} layers, {formats}; those that matter most:",
     ]
     told = [lines[0], lines[1], "", rendered(steps)]
     if report.layers:

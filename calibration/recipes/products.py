@@ -17,6 +17,7 @@ import numpy.typing as npt
 from kinograph.calibration.collect import Statistics
 from kinograph.calibration.layers import Convolution, Group
 from kinograph.calibration.numerics import (
+    INTEGERS,
     Affine,
     Form,
     Numbers,
@@ -42,10 +43,13 @@ _SMALLEST = 1e-5  # of the largest channel: what is smaller is not smoothed furt
 class Plan:
     """How a group is quantised: the activation divided by `smoothing` [K] (None for all ones), in `form`.
 
+    `format` is what the numbers are called.
+
     `floats` are the group's weights [K, N] each, in its order, which stay in the bundle's file until they are
     quantised; `noise` is the products' signal-to-noise ratio in dB over rows that its range was not found on.
     """
 
+    format: str
     group: Group
     smoothing: Floats | None
     form: Form
@@ -82,6 +86,7 @@ class ConvolutionPlan:
     bias: npt.NDArray[np.int32] | None
     noise: float
     smoothing: None = None
+    format = INTEGERS.name
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -99,6 +104,8 @@ class Products:
 
     With everything else off it is the control: one range for each tensor, the smallest and largest value, or blocks
     whose scales are their largest values'. Convolutions are always in 8 bits, with static ranges.
+
+    Layers that do most harm may be quantised by the recipe `finer` instead, in more bits.
     """
 
     numbers: Numbers
@@ -106,11 +113,12 @@ class Products:
     smooth: bool = True
     cut: bool = True
     fine: bool = True
+    finer: Products | None = None
 
     @property
     def control(self) -> Products:
         """The same without what makes it good."""
-        return replace(self, smooth=False, cut=False, fine=False)
+        return replace(self, smooth=False, cut=False, fine=False, finer=None)
 
     def takes(self, group: Group) -> bool:
         """Whether a group's channels divide into blocks."""
@@ -145,7 +153,7 @@ class Products:
         every = halves[0].together(halves[1])
         smoothing = None if alpha is None else _smoothing(every.largest, weights, alpha)
         form = self._range(every, smoothing, kept)
-        return Plan(group, smoothing, form, tuple(weights), make, cuts[kept])
+        return Plan(self.numbers.name, group, smoothing, form, tuple(weights), make, cuts[kept])
 
     def plan_convolution(
         self, group: Convolution, seen: Halves, made: Halves, weight: Floats, bias: Floats | None
