@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Anchor"]
+from kinograph.runtime.story import Story
+from kinograph.runtime.windows import Window
+
+__all__ = ["Anchor", "Anchors"]
 
 Latents = npt.NDArray[np.float32]
 
 _SAME = 0.35  # mean difference of a cell's channels, up to which it shows the same; latents have a variance of about 1
 _LEAST = 0.2  # of all cells, that have to show the same, for their difference to be a drift
+_ALONE = 0.999  # share of a window that one prompt is in force for
 
 
 @dataclass(frozen=True)
@@ -41,3 +46,35 @@ class Anchor:
             return latents
         drift = np.median(np.moveaxis(difference, 1, -1)[same], axis=0)
         return np.asarray(latents - drift[None, :, None, None, None], np.float32)
+
+
+class Anchors:
+    """The anchors of a film that tells `story`: one for each prompt, from the first window that can be one."""
+
+    def __init__(self, story: Story) -> None:
+        self._story = story
+        self._kept: dict[str, Anchor] = {}
+
+    def first(self, window: Window) -> Latents | None:
+        """The latent frame [1, C, 1, H, W] that a window begins with, if one was kept of what it is told."""
+        anchor = self._kept.get(self._story.main(window)[0])
+        return None if anchor is None else anchor.first
+
+    def held(self, window: Window, made: Latents) -> Latents:
+        """What a window made, its colours held if it is told nothing else than its anchor's window."""
+        prompt, share = self._story.main(window)
+        return self._kept[prompt].held(made) if share > _ALONE and prompt in self._kept else made
+
+    def remember(self, window: Window, made: Latents, ending: Callable[[], Latents]) -> None:
+        """Keep what a window made, if it is the first of its prompt.
+
+        What the film's first window begins with was told its prompt. Others began with what was told something else, so
+        it is their `ending`, the last frame as a latent frame [1, C, 1, H, W], that later ones are given.
+        """
+        prompt, share = self._story.main(window)
+        if prompt in self._kept:
+            return
+        if window.start == 0:
+            self._kept[prompt] = Anchor.of(made[:, :, :1], made[:, :, 1:])
+        elif share > _ALONE:
+            self._kept[prompt] = Anchor.of(ending(), made)

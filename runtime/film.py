@@ -16,7 +16,7 @@ from kinograph.engines.protocol import Axes, Device, Engine
 from kinograph.errors import RequestError
 from kinograph.manifest import Expert, Manifest, Preview
 from kinograph.runtime import conditioning
-from kinograph.runtime.anchors import Anchor
+from kinograph.runtime.anchors import Anchors
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.codec import Decoder
 from kinograph.runtime.conditioning import Piece
@@ -36,8 +36,6 @@ from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.windows import Window, plan
 
 __all__ = ["Film", "Workshop"]
-
-_ALONE = 0.999  # share of a window that one prompt is in force for
 
 Latents = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -121,7 +119,7 @@ class Film:
         self._known: dict[int, Latents] = {}
         self._made: dict[int, Latents] = {}  # the last latent frames, by number
         self._shown: dict[int, Pixels] = {}  # the last frame of each of those
-        self._anchors: dict[str, Anchor] = {}  # by prompt
+        self._anchors = Anchors(self.story) if request.anchor and len(self.windows) > 1 else None
 
     def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         """Everything that happens, new frames uint8 [T, H, W, 3] among it.
@@ -159,7 +157,10 @@ class Film:
                     given, image = self._conditions(window, shape, tokens)
                     inputs = Inputs(start, self.story.told(window, texts), given, image, self._begun(window, start))
                     latents = yield from self._denoise(inputs, number)
-                    new = self._held(window, given, latents[:, :, window.given : window.kept])
+                    kept = slice(window.given, window.kept)
+                    new = latents[:, :, kept]
+                    if self._anchors is not None and not given.mask[:, :, kept].any():
+                        new = self._anchors.held(window, new)
                 if one:
                     yield StageStarted("decode")
                 yield from self._decoded(decoder, window, new)
@@ -262,8 +263,7 @@ class Film:
             if window.start > 0 and manifest.conditioning.image_tokens:
                 tokens = self._tokens(image)
             return given, tokens
-        anchor = self._anchors.get(self.story.main(window)[0])
-        first = None if anchor is None else anchor.first
+        first = None if self._anchors is None else self._anchors.first(window)
         if first is None and image is not None and window.start > 0:
             first = self._as_first(image)
         given = conditioning.given_in(window, shape, self._made | self._known, first)
@@ -279,23 +279,6 @@ class Film:
         latents = conditioning.encode_start(self.shop.device, self.shop.engine, image, shape, temporal, clip=False)
         self.shop.leave_stage()
         return latents
-
-    def _held(self, window: Window, given: conditioning.Given, new: Latents) -> Latents:
-        """A window's new latents, their colours held where it is told what an earlier one was told alone."""
-        prompt, share = self.story.main(window)
-        if share < _ALONE or prompt not in self._anchors or given.mask[:, :, window.given : window.kept].any():
-            return new
-        return self._anchors[prompt].held(new)
-
-    def _remember(self, window: Window, new: Latents) -> None:
-        """Keep how a prompt's part of the film begins, for later windows that are told the same."""
-        prompt, share = self.story.main(window)
-        if not self.request.anchor or len(self.windows) == 1 or prompt in self._anchors:
-            return
-        if window.start == 0:
-            self._anchors[prompt] = Anchor.of(new[:, :, :1], new[:, :, 1:])
-        elif share > _ALONE:  # what it began with was told something else; what it ends with is what it was told
-            self._anchors[prompt] = Anchor.of(self._as_first(self._shown[window.end - 1]), new)
 
     # The loop
 
@@ -366,7 +349,9 @@ class Film:
                     self._shown[offset // temporal] = frame
             yield self._faded(frames[: max(0, self.frames - at)], at)
             at += len(frames)
-        self._remember(window, new)
+        if self._anchors is not None:
+            last = self._shown[window.end - 1]
+            self._anchors.remember(window, new, lambda: self._as_first(last))
         for kept in (self._made, self._shown):
             for old in [key for key in kept if key < window.end - place.window]:
                 del kept[old]
