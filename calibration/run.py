@@ -88,6 +88,10 @@ def _planned(
         scan_decoder(loop, decoder, latents[0], journal, progress)
     for name, own in work.items():
         own.chosen = choose(own, _VELOCITY_DB if name in steps else _FRAMES_DB)
+    formats = {plan.format for own in steps.values() for plan in own.chosen.values()}
+    if recipe.numbers.name not in formats and not options.force:
+        finer = f" Use --recipe {recipe.finer.numbers.name}." if recipe.finer else ""
+        raise NumericError(f"no layer of the step can be in {recipe.numbers.name}: each does too much harm.{finer}")
     return steps, work
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ import pytest
 
 import kinograph
 from kinograph.bundle import Bundle, verify
-from kinograph.calibration import CalibrationOptions, calibrate, compare
+from kinograph.calibration import CalibrationOptions, calibrate, compare, run
 from kinograph.calibration.compare import Report
 from kinograph.calibration.pictures import chosen_pictures
 from kinograph.calibration.quality import Bars, psnr, ssim
+from kinograph.calibration.work import Work
 from kinograph.cli import main
 from kinograph.console.judges import JUDGES
 from kinograph.engines.bundled import write_engines
@@ -198,3 +199,19 @@ def test_figures_of_videos() -> None:
     other = np.clip(frames.astype(int) + 10, 0, 255).astype(np.uint8)
     assert 27 < psnr(frames, other) < 30
     assert ssim(frames, 255 - frames) < 0 < ssim(frames, other) < 1
+
+
+def test_a_model_too_small_for_four_bits_is_told(
+    tmp_path: Path, starter_copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = starter_copy(tmp_path / "starter")
+    before = verify(path)
+
+    def scanned(loop: object, steps: Mapping[str, Work], *rest: object) -> None:
+        for own in steps.values():
+            own.effects = [1.0] * len(own.plans) + [1e-3] * len(own.finer)
+
+    monkeypatch.setattr(run, "scan", scanned)
+    with pytest.raises(NumericError, match=r"no layer of the step can be in nvfp4.* Use --recipe fp8"):
+        calibrate(path, CalibrationOptions(recipe="nvfp4", runs=1, videos=1), silent)
+    assert verify(path) == before
