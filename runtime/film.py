@@ -27,7 +27,7 @@ from kinograph.runtime.image import read_image
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.noise import Generator as Noise
 from kinograph.runtime.preview import preview_frames
-from kinograph.runtime.request import Request, Still
+from kinograph.runtime.request import Request, Still, given_frames
 from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.solvers import Step, schedule
 from kinograph.runtime.speed import shortened
@@ -90,20 +90,21 @@ class Film:
     ) -> None:
         self.shop, self.request = workshop, request
         geometry, temporal = workshop.manifest.geometry, workshop.manifest.geometry.temporal
-        overlap = int(request.overlap or 1)
+        overlap, window = int(request.overlap or 1), int(request.window or 1)
+        last, first = given_frames(overlap, window, temporal)
         context = 0
         if before is not None:  # as much as there is
-            context = 1 + temporal * min((overlap - 1) // temporal, (len(before) - 1) // temporal)
+            context = 1 + temporal * min((last - 1) // temporal, (len(before) - 1) // temporal)
             before = before[-context:]
         if after is not None:
-            after = after[: max(temporal, overlap - 1)]
+            after = after[:first]
         self.before, self.after = before, after
         self.layout = Layout(
             temporal,
             context,
             int(request.num_frames or 1),
             0 if after is None else temporal * -(-len(after) // temporal),
-            1 + (int(request.window or 1) - 1) // temporal,
+            1 + (window - 1) // temporal,
             1 + (overlap - 1) // temporal,
         )
         place = self.layout

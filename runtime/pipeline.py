@@ -25,7 +25,7 @@ from kinograph.runtime.film import Film, Workshop
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.locate import open_bundle
 from kinograph.runtime.memory import Need, check_needs, needs, stage_bytes
-from kinograph.runtime.request import Request, bridge, resolve
+from kinograph.runtime.request import Request, bridge, given_frames, resolve
 from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.video import VideoWriter
 
@@ -208,10 +208,11 @@ class Pipeline:
     def _whole(self, request: Request, done: Latents | None) -> Generator[Event, None, None]:
         """The film, between those that it was given, and with its way back where it is a loop."""
         temporal = self.bundle.manifest.geometry.temporal
-        overlap, made = int(request.overlap or 1), int(request.num_frames or 0)
+        made = int(request.num_frames or 0)
+        last, first = given_frames(int(request.overlap or 1), int(request.window or 1), temporal)
         before, after = (Clip.of(request, path) for path in (request.before, request.after))
-        tail, count = before.last(overlap)
-        head, following = after.first(max(temporal, overlap - 1))
+        tail, count = before.last(last)
+        head, following = after.first(first)
         back = bridge(request, self.bundle.manifest) if request.loop else None
         original = iter(Clip.of(request, request.remix)) if request.remix is not None else None
         while True:
@@ -234,7 +235,7 @@ class Pipeline:
             yield FramesDecoded(frame[None], shown, total)
             shown += 1
         # A loop has no first frame: what it begins with comes at its end, where the way back has led to it.
-        middle = Middle(max(temporal, overlap - 1), overlap) if back else Middle(0, 0)
+        middle = Middle(first, last) if back else Middle(0, 0)
         for event in film.run(done):
             if isinstance(event, StageStarted):
                 yield msgspec.structs.replace(event, expected_bytes=stage_bytes(event.name, needed, self._resident))

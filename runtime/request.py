@@ -10,7 +10,7 @@ import msgspec
 from kinograph.errors import RequestError, UsageError
 from kinograph.manifest import Manifest
 
-__all__ = ["SOLVERS", "Cue", "Request", "Still", "bridge", "resolve"]
+__all__ = ["SOLVERS", "Cue", "Request", "Still", "bridge", "given_frames", "resolve"]
 
 _Value = TypeVar("_Value")
 
@@ -102,8 +102,19 @@ def _default_frames(request: Request, manifest: Manifest) -> int:
         return manifest.defaults.num_frames
     window = request.window or _default_window(manifest)
     overlap = request.overlap or _default_overlap(manifest, window)
-    temporal = manifest.geometry.temporal
-    return max(temporal, window - overlap - (max(temporal, overlap - 1) if request.after else 0))
+    before, after = given_frames(overlap, window, manifest.geometry.temporal)
+    return max(manifest.geometry.temporal, window - before - (after if request.after else 0))
+
+
+def given_frames(overlap: int, window: int, temporal: int) -> tuple[int, int]:
+    """How many of a film's last frames, and of another's first, the model is given to lead on from and to.
+
+    As many as of a window before, or those of two latent frames more than the first, which show better how things move
+    and let the film fade more slowly into what is made of it, where they are no more than a third of a window.
+    """
+    longer = 1 + 2 * temporal
+    given = max(overlap, longer) if overlap > 1 and 3 * longer <= window else overlap
+    return given, max(temporal, given - 1)
 
 
 def bridge(request: Request, manifest: Manifest) -> Request:
@@ -321,8 +332,8 @@ def _image_problems(request: Request, manifest: Manifest) -> list[str]:
         problems.append(f"strength {request.strength}: expected more than 0, up to 1. Use --strength 0.6")
     if request.remix is not None and request.speed is not None:
         problems.append("--remix begins within the schedule, which --speed skips steps of. Leave out --speed")
-    overlap, temporal = request.overlap or 1, manifest.geometry.temporal
-    least = 1 + temporal * (-(-(overlap + max(temporal, overlap - 1)) // temporal))
+    temporal = manifest.geometry.temporal
+    least = 1 + temporal * (-(-sum(given_frames(request.overlap or 1, request.window or 1, temporal)) // temporal))
     if request.loop and count < least:
         problems.append(f"a loop of {count} frames is too short to lead back; nearest: {least}. Use --frames {least}")
     if manifest.conditioning.kind == "channels" and (request.images or request.after is not None or request.loop):

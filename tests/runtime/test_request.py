@@ -22,7 +22,7 @@ from kinograph.manifest import (
     Source,
     Text,
 )
-from kinograph.runtime.request import Request, resolve
+from kinograph.runtime.request import Request, given_frames, resolve
 
 MANIFEST = Manifest(
     format_version=FORMAT_VERSION,
@@ -120,3 +120,12 @@ def test_the_nearest_value_is_always_accepted(width: int, height: int, frames: i
             ),
             MANIFEST,
         )
+
+
+@pytest.mark.parametrize(
+    ("overlap", "window", "expected"), [(5, 33, (9, 8)), (5, 17, (5, 4)), (1, 33, (1, 4)), (13, 33, (13, 12))]
+)
+def test_films_are_led_on_from_by_two_latent_frames_where_there_is_room(
+    overlap: int, window: int, expected: tuple[int, int]
+) -> None:
+    assert given_frames(overlap, window, 4) == expected
