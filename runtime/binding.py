@@ -60,6 +60,11 @@ class Binding:
     def run(self) -> None:
         self._engine.run()
 
+    @property
+    def carried(self) -> list[str]:
+        """The inputs X that come out as `next_X`."""
+        return [name for name in self._engine.inputs if f"next_{name}" in self._engine.outputs]
+
     def advance(self) -> None:
         """What came out as `next_X` becomes X: the buffers of the pair change places, nothing is copied."""
         for name in self._engine.outputs:

@@ -22,6 +22,7 @@ __all__ = [
     "Given",
     "Original",
     "Piece",
+    "Shape",
     "encode_piece",
     "encode_start",
     "fit",

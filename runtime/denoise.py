@@ -103,7 +103,7 @@ def denoise(
 
             binding.attach(open_expert(expert))
             for last in device.repeat(body, end - first):
-                _check(binding, steps, steps[first + last])
+                _check(binding, steps[first + last])
                 yield steps[first + last]
 
 
@@ -120,9 +120,9 @@ def _parts(steps: Sequence[Step], experts: Sequence[Expert]) -> Iterator[tuple[E
         start = end
 
 
-def _check(binding: Binding, steps: Sequence[Step], step: Step) -> None:
+def _check(binding: Binding, step: Step) -> None:
     if not np.isfinite(binding["sample"].read()).all():
         raise NumericError(
-            f"the latents are NaN or infinite after step {step.index + 1} of {len(steps)} (timestep "
+            f"the latents are NaN or infinite after step {step.index + 1} (timestep "
             f"{step.timestep:g}). Try another --variant (fp16 overflows first) or a lower --guidance."
         )

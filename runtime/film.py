@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kinograph.engines.protocol import Axes, Device, Engine
+from kinograph.engines.protocol import Axes
 from kinograph.errors import RequestError
-from kinograph.manifest import Expert, Manifest, Preview
 from kinograph.runtime import conditioning
 from kinograph.runtime.anchors import Anchors
-from kinograph.runtime.binding import Binding
 from kinograph.runtime.codec import Decoder
 from kinograph.runtime.conditioning import Piece
-from kinograph.runtime.denoise import TABLES, Inputs, denoise, load_inputs
+from kinograph.runtime.denoise import Inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.events import StageStarted, StepDone, WindowDone
 from kinograph.runtime.image import read_image
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.noise import Generator as Noise
-from kinograph.runtime.preview import preview_frames
 from kinograph.runtime.request import Request, Still, given_frames
+from kinograph.runtime.sampling import Sampler
 from kinograph.runtime.sizes import component_axes
-from kinograph.runtime.solvers import Step, schedule
-from kinograph.runtime.speed import shortened
 from kinograph.runtime.story import Story
-from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.windows import Window, plan
+from kinograph.runtime.workshop import Workshop
 
 __all__ = ["Film", "Workshop"]
 
 Latents = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What a film is made with: `engine` opens a component, `leave_stage` may close those that are open."""
-
-    device: Device
-    manifest: Manifest
-    tokenizer: Tokenizer
-    engine: Callable[[str], Engine]
-    leave_stage: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -120,6 +103,10 @@ class Film:
         self._known: dict[int, Latents] = {}
         self._made: dict[int, Latents] = {}  # the last latent frames, by number
         self._shown: dict[int, Pixels] = {}  # the last frame of each of those
+        self._sampler = Sampler(workshop, request)
+        # A film that another is made from is itself what its windows share.
+        apart = original is not None or patch is not None or len(self.windows) == 1
+        self._together = workshop.manifest.conditioning.kind == "noised" and not apart
         self._anchors = Anchors(self.story) if request.anchor and len(self.windows) > 1 else None
 
     def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
@@ -140,32 +127,42 @@ class Film:
         if pieces:
             yield StageStarted("image")
         tokens = self._take_in(pieces)
-        noise = Noise(self.request.seed)
-        one = len(self.windows) == 1
-        if not one:
+        noise, count = Noise(self.request.seed), len(self.windows)
+        starts = (noise.normal((1, self.shop.manifest.geometry.channels, w.count, *self.cells)) for w in self.windows)
+        if count > 1:
             yield StageStarted("film")
+        made: Sequence[Latents] = []
+        if self._together and (done is None or done.shape[2] < self.layout.latents):
+            inputs = [self._inputs(window, next(starts), texts, tokens) for window in self.windows]
+            made = yield from self._sampler.together(inputs, self.windows)
         with Decoder(
             self.shop.device, lambda: self.shop.engine("decoder_first"), lambda: self.shop.engine("decoder_next")
         ) as decoder:
             for number, window in enumerate(self.windows):
-                shape = (1, self.shop.manifest.geometry.channels, window.count, *self.cells)
-                start = noise.normal(shape)
-                if done is not None and window.end <= done.shape[2]:
+                kept = slice(window.given, window.kept)
+                if made:
+                    new = made[number][:, :, kept]
+                elif done is not None and window.end <= done.shape[2]:
+                    next(starts)
                     new = done[:, :, window.start + window.given : window.end]
                 else:
-                    if one:
+                    if count == 1:
                         yield StageStarted("denoise")
-                    given, image = self._conditions(window, shape, tokens)
-                    inputs = Inputs(start, self.story.told(window, texts), given, image, self._begun(window, start))
-                    latents = yield from self._denoise(inputs, number)
-                    kept = slice(window.given, window.kept)
-                    new = latents[:, :, kept]
-                    if self._anchors is not None and not given.mask[:, :, kept].any():
+                    its = self._inputs(window, next(starts), texts, tokens)
+                    new = (yield from self._sampler.alone(its, number, count))[:, :, kept]
+                    if self._anchors is not None and not its.given.mask[:, :, kept].any():
                         new = self._anchors.held(window, new)
-                if one:
+                if count == 1:
                     yield StageStarted("decode")
                 yield from self._decoded(decoder, window, new)
-                yield WindowDone(number, len(self.windows), new, window.cut)
+                yield WindowDone(number, count, new, window.cut)
+
+    def _inputs(
+        self, window: Window, noise: Latents, texts: npt.NDArray[np.float32], tokens: npt.NDArray[np.float32] | None
+    ) -> Inputs:
+        shape = (1, self.shop.manifest.geometry.channels, window.count, *self.cells)
+        given, image = self._conditions(window, shape, tokens)
+        return Inputs(noise, self.story.told(window, texts), given, image, self._begun(window, noise))
 
     def axes(self, precisions: Mapping[str, str], cells: tuple[int, int] | None = None) -> dict[str, Axes]:
         """The components that will run, with the sizes that they will run at; in other `cells`, if given."""
@@ -250,7 +247,7 @@ class Film:
         return tokens
 
     def _conditions(
-        self, window: Window, shape: tuple[int, int, int, int, int], tokens: npt.NDArray[np.float32] | None
+        self, window: Window, shape: conditioning.Shape, tokens: npt.NDArray[np.float32] | None
     ) -> tuple[conditioning.Given, npt.NDArray[np.float32] | None]:
         """What a window is given, and the image tokens."""
         device, engine, manifest = self.shop.device, self.shop.engine, self.shop.manifest
@@ -281,58 +278,16 @@ class Film:
         self.shop.leave_stage()
         return latents
 
-    # The loop
-
-    def _denoise(self, inputs: Inputs, number: int) -> Generator[StepDone, None, Latents]:
-        request, manifest = self.request, self.shop.manifest
-        steps = self._steps()
-        total = len(steps) * len(self.windows)
-        _, _, frames, height, width = inputs.noise.shape
-        axes = {"F": frames, "H": height, "W": width}
-        first = next(e for e in manifest.experts if steps[0].timestep >= e.boundary)
-        current = first.component
-
-        def open_expert(expert: Expert) -> Engine:
-            nonlocal current
-            if expert.component != current:
-                current = expert.component
-                self.shop.leave_stage()
-            return self.shop.engine(expert.component)
-
-        with Binding(self.shop.device, self.shop.engine(first.component), axes, without=TABLES) as binding:
-            load_inputs(binding, inputs)
-            for step in denoise(
-                self.shop.device,
-                binding,
-                inputs,
-                steps,
-                manifest.experts,
-                [float(request.guidance_scale or 1), float(request.guidance_scale_2 or 1)],
-                open_expert,
-                noised_known=manifest.conditioning.kind == "noised",
-            ):
-                preview = None if manifest.preview is None else partial(_preview, binding, step, manifest.preview)
-                yield StepDone(number * len(steps) + step.index, total, step.timestep, binding["sample"].read, preview)
-            latents: Latents = binding["sample"].read()
-        self.shop.leave_stage()
-        return latents
-
     def _begun(self, window: Window, noise: Latents) -> Latents | None:
         """The sample that a window of a film made from another begins with, at the first step's noise level."""
         if self._original is None:
             return None
-        sigma = np.float32(self._steps()[0].sigma)
+        sigma = np.float32(self._sampler.steps[0].sigma)
         latents = self._original.window(window)
         self.shop.leave_stage()
         return (1 - sigma) * latents + sigma * noise
 
-    def _steps(self) -> Sequence[Step]:
-        request, manifest = self.request, self.shop.manifest
-        solver = msgspec.structs.replace(manifest.solver, name=request.solver or manifest.solver.name)
-        count = int(request.num_inference_steps or 0)
-        first = 0 if request.remix is None else min(count - 1, count - round(count * request.strength))
-        steps = schedule(solver, count, first)
-        return steps if request.speed is None else shortened(steps, manifest.speeds[request.speed])
+    # What comes of it
 
     def _decoded(self, decoder: Decoder, window: Window, new: Latents) -> Iterator[Pixels]:
         """The frames of a window's new latents; remembers what the next window needs."""
@@ -357,9 +312,3 @@ class Film:
             for old in [key for key in kept if key < window.end - place.window]:
                 del kept[old]
         self.shop.leave_stage()
-
-
-def _preview(binding: Binding, step: Step, preview: Preview) -> Pixels:
-    """What the step that has just run takes the video for: x₀ = x − σ·v, without the noise that is left."""
-    left: Latents = np.float32(step.sigma_next) * binding["prediction"].read()
-    return preview_frames(binding["sample"].read() - left, preview)

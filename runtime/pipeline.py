@@ -21,13 +21,14 @@ from kinograph.manifest import Manifest
 from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
 from kinograph.runtime.events import Event, FramesDecoded, StageStarted, WindowDone
-from kinograph.runtime.film import Film, Workshop
+from kinograph.runtime.film import Film
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.locate import open_bundle
 from kinograph.runtime.memory import Need, check_needs, needs, stage_bytes
 from kinograph.runtime.request import Request, bridge, given_frames, resolve
 from kinograph.runtime.text import Tokenizer
 from kinograph.runtime.video import VideoWriter
+from kinograph.runtime.workshop import Workshop
 
 if TYPE_CHECKING:
     from kinograph.bundle import Bundle

@@ -91,8 +91,13 @@ def _default_window(manifest: Manifest) -> int:
 
 
 def _default_overlap(manifest: Manifest, window: int) -> int:
-    """Frames that a window is given of the one before: models conditioned through channels take a single one."""
+    """Frames that a window shares with the one before: models conditioned through channels take a single one.
+
+    Windows that are made together need more than those that follow from each other: a third.
+    """
     temporal = manifest.geometry.temporal
+    if manifest.conditioning.kind == "noised":
+        return 1 + temporal * max(1, (window - 1) // temporal // 3)
     return 1 if manifest.conditioning.kind == "channels" else max(1, min(1 + temporal, window - temporal))
 
 
@@ -238,6 +243,10 @@ def _anchor_problems(request: Request, manifest: Manifest) -> list[str]:
     """Why windows cannot be given the beginning of what they show."""
     if manifest.conditioning.kind == "channels":
         return [f"{manifest.name} is given the end of the window before, and nothing else. Leave out --anchor"]
+    if manifest.conditioning.kind == "noised":
+        return [
+            f"{manifest.name} was not trained to be given frames; its windows are made together. Leave out --anchor"
+        ]
     if request.remix is not None or request.inpaint is not None:
         return ["what is made from a film is given that film, which may change. Leave out --anchor"]
     if request.overlap == 1:

@@ -1,0 +1,23 @@
+"""What a film is made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kinograph.engines.protocol import Device, Engine
+from kinograph.manifest import Manifest
+from kinograph.runtime.text import Tokenizer
+
+__all__ = ["Workshop"]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a film is made with: `engine` opens a component, `leave_stage` may close those that are open."""
+
+    device: Device
+    manifest: Manifest
+    tokenizer: Tokenizer
+    engine: Callable[[str], Engine]
+    leave_stage: Callable[[], None]
