@@ -7,7 +7,7 @@ from kinograph.errors import UsageError
 __all__ = ["check_capability", "runs_on"]
 
 # the first compute capability with arithmetic of the kind; what is not here runs on all that TensorRT knows
-_LEAST = {"bf16": 80, "int4-weights": 80, "fp8": 89, "mxfp8": 120, "nvfp4": 120}
+_LEAST = {"bf16": 80, "int4-weights": 80, "fp8": 89, "mxfp8": 100, "nvfp4": 100}
 _CPU_ONLY = "int8-dynamic"
 
 

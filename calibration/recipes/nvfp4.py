@@ -1,4 +1,4 @@
-"""`nvfp4`: E2M1 with an E4M3 scale for every block of 16, found when it is computed, for compute capability 12.0.
+"""`nvfp4`: E2M1 with an E4M3 scale for every block of 16, found when it is computed, for Blackwell GPUs.
 
 Layers that four bits do too much harm to are in fp8.
 """

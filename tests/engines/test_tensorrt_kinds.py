@@ -120,8 +120,8 @@ def test_what_a_gpu_cannot_compute_is_refused(
     monkeypatch.setenv("KINOGRAPH_CACHE", str(tmp_path))
     for precision, capability, why in (
         ("fp8", "86", "fp8 needs compute capability 89 or later, and 86"),
-        ("nvfp4", "89", "nvfp4 needs compute capability 120 or later, and 89"),
-        ("mxfp8", "89", "mxfp8 needs compute capability 120 or later, and 89"),
+        ("nvfp4", "89", "nvfp4 needs compute capability 100 or later, and 89"),
+        ("mxfp8", "89", "mxfp8 needs compute capability 100 or later, and 89"),
         ("int8-dynamic", "120", "int8-dynamic is for CPUs"),
     ):
         assert main(["build", str(quantised), "--sm", capability, "--variant", precision, "-q"]) == 2
