@@ -96,9 +96,10 @@ def _default_overlap(manifest: Manifest, window: int) -> int:
     Windows that are made together need more than those that follow from each other: a third.
     """
     temporal = manifest.geometry.temporal
-    if manifest.conditioning.kind == "noised":
-        return 1 + temporal * max(1, (window - 1) // temporal // 3)
-    return 1 if manifest.conditioning.kind == "channels" else max(1, min(1 + temporal, window - temporal))
+    if manifest.conditioning.kind == "channels":
+        return 1
+    third = (window - 1) // temporal // 3 if manifest.conditioning.kind == "noised" else 1
+    return max(1, min(1 + temporal * max(1, third), window - temporal))
 
 
 def _default_frames(request: Request, manifest: Manifest) -> int:
