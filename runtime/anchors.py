@@ -60,6 +60,10 @@ class Anchors:
         anchor = self._kept.get(self._story.main(window)[0])
         return None if anchor is None else anchor.first
 
+    def begin(self, window: Window, anchor: Anchor) -> None:
+        """Take this for the anchor of what a window is told."""
+        self._kept[self._story.main(window)[0]] = anchor
+
     def held(self, window: Window, made: Latents) -> Latents:
         """What a window made, its colours held if it is told nothing else than its anchor's window."""
         prompt, share = self._story.main(window)

@@ -13,7 +13,7 @@ from PIL import Image
 from kinograph.engines.protocol import Axes
 from kinograph.errors import RequestError
 from kinograph.runtime import conditioning
-from kinograph.runtime.anchors import Anchors
+from kinograph.runtime.anchors import Anchor, Anchors
 from kinograph.runtime.codec import Decoder
 from kinograph.runtime.conditioning import Piece
 from kinograph.runtime.denoise import Inputs
@@ -26,7 +26,7 @@ from kinograph.runtime.request import Request, Still, given_frames
 from kinograph.runtime.sampling import Sampler
 from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.story import Story
-from kinograph.runtime.windows import Window, plan
+from kinograph.runtime.windows import Window, plan, plan_back
 from kinograph.runtime.workshop import Workshop
 
 __all__ = ["Film", "Workshop"]
@@ -107,6 +107,10 @@ class Film:
         # A film that another is made from is itself what its windows share.
         apart = original is not None or patch is not None or len(self.windows) == 1
         self._together = workshop.manifest.conditioning.kind == "noised" and not apart
+        clean = workshop.manifest.conditioning.kind == "clean"
+        self._back = clean and before is None and after is not None and not apart
+        if self._back:
+            self.windows = plan_back(place.latents, place.window, place.ending // temporal)
         self._anchors = Anchors(self.story) if request.anchor and len(self.windows) > 1 else None
 
     def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
@@ -132,7 +136,12 @@ class Film:
         if count > 1:
             yield StageStarted("film")
         made: Sequence[Latents] = []
-        if self._together and (done is None or done.shape[2] < self.layout.latents):
+        whole = done is not None and done.shape[2] >= self.layout.latents
+        if self._back:
+            new = done if whole and done is not None else (yield from self._led_up(starts, texts, tokens))
+            yield from self._shown_at_once(new)
+            return
+        if self._together and not whole:
             inputs = [self._inputs(window, next(starts), texts, tokens) for window in self.windows]
             made = yield from self._sampler.together(inputs, self.windows)
         with Decoder(
@@ -156,6 +165,33 @@ class Film:
                     yield StageStarted("decode")
                 yield from self._decoded(decoder, window, new)
                 yield WindowDone(number, count, new, window.cut)
+
+    def _led_up(
+        self,
+        starts: Iterator[Latents],
+        texts: npt.NDArray[np.float32],
+        tokens: npt.NDArray[np.float32] | None,
+    ) -> Generator[StepDone, None, Latents]:
+        """The latents of a film that leads up to a known one: made from its end, a window before the other."""
+        total, count = self.layout.latents, len(self.windows)
+        if self._anchors is not None and self.after is not None:
+            known = np.concatenate([self._known[number] for number in sorted(self._known)], axis=2)
+            self._anchors.begin(self.windows[0], Anchor.of(self._as_first(self.after[0]), known))
+        for number, window in enumerate(self.windows):
+            its = self._inputs(window, next(starts), texts, tokens)
+            latents = yield from self._sampler.alone(its, number, count)
+            for local in range(window.given, window.kept):
+                self._made[window.start + local] = latents[:, :, local : local + 1]
+        every = self._known | self._made
+        return np.concatenate([every[number] for number in range(total)], axis=2)
+
+    def _shown_at_once(self, new: Latents) -> Generator[WindowDone | Pixels, None, None]:
+        """A film's frames, all of whose latents are there."""
+        with Decoder(
+            self.shop.device, lambda: self.shop.engine("decoder_first"), lambda: self.shop.engine("decoder_next")
+        ) as decoder:
+            yield from self._decoded(decoder, Window(0, new.shape[2], 0, new.shape[2]), new)
+            yield WindowDone(0, 1, new)
 
     def _inputs(
         self, window: Window, noise: Latents, texts: npt.NDArray[np.float32], tokens: npt.NDArray[np.float32] | None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Window", "plan"]
+__all__ = ["Window", "plan", "plan_back"]
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,20 @@ def _shot(begin: int, end: int, length: int, overlap: int) -> list[Window]:
     while windows[-1].end < end:
         done = windows[-1].end
         windows.append(Window(done - overlap, length, overlap, min(length, end - done + overlap)))
+    return windows
+
+
+def plan_back(total: int, length: int, ending: int) -> list[Window]:
+    """Windows of `length` latent frames, no more than `total`, in the order in which they lead up to a known end.
+
+    The last `ending` latent frames of the film are known. The first window has them at its end; every other has as many
+    of the one made before it. What a window begins with stands for one frame, and is made and dropped where the film's
+    does not.
+    """
+    windows, known = [], total - ending
+    while known > 0:
+        start = max(0, known + ending - length)
+        lead = 1 if start else 0
+        windows.append(Window(start, length, lead, known - start))
+        known = start + lead
     return windows

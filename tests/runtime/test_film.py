@@ -130,6 +130,28 @@ def test_a_film_is_continued_and_led_to(pipe: Pipeline, film: Path) -> None:
         assert all(changes[join - 1] < 4 * np.median(changes) + 4 for join in joins)
 
 
+def test_what_leads_up_to_a_film_is_made_from_its_beginning(
+    pipe: Pipeline, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Window, Given]] = []
+
+    def seen(window: Window, *about: Any) -> Given:
+        given.append((window, given_in(window, *about)))
+        return given[-1][1]
+
+    monkeypatch.setattr(conditioning, "given_in", seen)
+    request = Request(prompt=STILL, after=str(film), num_frames=41, **QUICK)
+    events = list(pipe.run(request))
+    frames = np.concatenate([event.frames for event in events if isinstance(event, FramesDecoded)])
+    assert len(frames) == 41 + 17
+    masks = [one.mask[0, 0, :, 0, 0].astype(int).tolist() for _, one in given]
+    assert [window.start for window, _ in given] == [7, 4, 1, 0]  # from the end on
+    assert masks == [[1, 0, 0, 0, 1]] * 3 + [[0, 0, 1, 1, 1]]  # an anchor, and what comes next
+    (done,) = [event for event in events if isinstance(event, WindowDone)]
+    again = [event.frames for event in pipe.run(request, done.latents) if isinstance(event, FramesDecoded)]
+    assert np.array_equal(np.concatenate(again), frames)
+
+
 def test_a_loop_leads_back(pipe: Pipeline) -> None:
     frames = frames_of(pipe, Request(prompt=STILL, loop=True, num_inference_steps=8))
     assert len(frames) == 17 + 8

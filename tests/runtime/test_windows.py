@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinograph.runtime.windows import Window, plan
+from kinograph.runtime.windows import Window, plan, plan_back
 
 
 @given(total=st.integers(1, 200), length=st.integers(2, 21), data=st.data())
@@ -51,3 +51,16 @@ def test_the_rest_of_the_last_window_is_dropped() -> None:
 
 def test_a_known_end_is_in_view_of_what_leads_to_it() -> None:
     assert plan(6, 5, 2, 1) == [Window(0, 5, 0, 3), Window(1, 5, 2, 5)]
+
+
+@given(length=st.integers(3, 21), more=st.integers(0, 100), data=st.data())
+def test_what_leads_up_to_an_end_is_made_once_from_there(length: int, more: int, data: st.DataObject) -> None:
+    ending = data.draw(st.integers(1, length - 2))
+    total = length + more
+    known = total - ending
+    for window in plan_back(total, length, ending):
+        assert window.start >= 0 and window.count == length and window.given == (1 if window.start else 0)
+        assert window.end == known and window.start + window.count >= known + min(ending, total - known)
+        assert window.given < window.kept
+        known = window.start + window.given
+    assert known == 0
