@@ -66,7 +66,7 @@ class OrtDevice:
 
     name = "cpu"
     asynchronous = False
-    variants = ("int4-weights", "int8", "int8-dynamic", "fp32", "fp16", "bf16")  # 16-bit floats gain nothing on a CPU
+    variants = ("int4-weights", "int8-dynamic", "int8", "fp32", "fp16", "bf16")  # 16-bit floats gain nothing on a CPU
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
