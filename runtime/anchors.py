@@ -79,6 +79,6 @@ class Anchors:
         if prompt in self._kept:
             return
         if window.start == 0:
-            self._kept[prompt] = Anchor.of(made[:, :, :1], made[:, :, 1:])
+            self._kept[prompt] = Anchor.of(made[:, :, :1], made[:, :, 1:] if made.shape[2] > 1 else made)
         elif share > _ALONE:
             self._kept[prompt] = Anchor.of(ending(), made)

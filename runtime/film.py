@@ -144,9 +144,7 @@ class Film:
         if self._together and not whole:
             inputs = [self._inputs(window, next(starts), texts, tokens) for window in self.windows]
             made = yield from self._sampler.together(inputs, self.windows)
-        with Decoder(
-            self.shop.device, lambda: self.shop.engine("decoder_first"), lambda: self.shop.engine("decoder_next")
-        ) as decoder:
+        with self._decoder() as decoder:
             for number, window in enumerate(self.windows):
                 kept = slice(window.given, window.kept)
                 if made:
@@ -187,9 +185,7 @@ class Film:
 
     def _shown_at_once(self, new: Latents) -> Generator[WindowDone | Pixels, None, None]:
         """A film's frames, all of whose latents are there."""
-        with Decoder(
-            self.shop.device, lambda: self.shop.engine("decoder_first"), lambda: self.shop.engine("decoder_next")
-        ) as decoder:
+        with self._decoder() as decoder:
             yield from self._decoded(decoder, Window(0, new.shape[2], 0, new.shape[2]), new)
             yield WindowDone(0, 1, new)
 
@@ -324,6 +320,10 @@ class Film:
         return (1 - sigma) * latents + sigma * noise
 
     # What comes of it
+
+    def _decoder(self) -> Decoder:
+        engine = self.shop.engine
+        return Decoder(self.shop.device, lambda: engine("decoder_first"), lambda: engine("decoder_next"))
 
     def _decoded(self, decoder: Decoder, window: Window, new: Latents) -> Iterator[Pixels]:
         """The frames of a window's new latents; remembers what the next window needs."""

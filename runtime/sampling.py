@@ -43,6 +43,7 @@ class Sampler:
 
     def __init__(self, workshop: Workshop, request: Request) -> None:
         self._shop, self._request = workshop, request
+        self._current: str | None = None  # the expert that is open
 
     @cached_property
     def steps(self) -> Sequence[Step]:
@@ -88,8 +89,6 @@ class Sampler:
         first = next(e for e in self._shop.manifest.experts if self.steps[0].timestep >= e.boundary)
         engine = self._open(first)
         return Binding(self._shop.device, engine, {"F": frames, "H": height, "W": width}, without=TABLES)
-
-    _current: str | None = None
 
     def _open(self, expert: Expert) -> Engine:
         if self._current not in (None, expert.component):

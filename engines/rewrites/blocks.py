@@ -65,7 +65,7 @@ def _store_floats(model: ir.Model, node: ir.Node, weights: MutableMapping[str, A
         _attribute(node, "block_size"),
         _attribute(node, "axis"),
     )
-    if axis != 0 or scales.ndim != floats.ndim or len(scales) * size != len(floats):
+    if axis != 0 or not floats.ndim or scales.ndim != floats.ndim or len(scales) * size != len(floats):
         raise _misused(node, f"blocks of {size} along axis {axis} of {list(floats.shape)}, scales {list(scales.shape)}")
     floats *= np.repeat(scales, size, axis=0)
     name = f"{values.name}.float"

@@ -51,3 +51,10 @@ def test_every_prompt_has_its_own() -> None:
     anchors.remember(second, made, lambda: scene(9))
     assert np.array_equal(anchors.first(third), made[:, :, :1])
     assert np.array_equal(anchors.first(Window(4, 4, 1, 4)), scene(9))
+
+
+def test_a_first_shot_of_one_latent_frame_is_all_that_is_usual() -> None:
+    anchors = Anchors(Story(Request(prompt="one", fps=4.0), temporal=4, context=0))
+    still = scene(5)
+    anchors.remember(Window(0, 4, 0, 1), still, lambda: still)
+    assert np.allclose(anchors.held(Window(3, 5, 2, 5), still + 0.1), still, atol=1e-6)
