@@ -1,8 +1,8 @@
 """Quantising the released Wan 2.1 1.3B and its UMT5-XXL: sizes, seconds and peak memory, on random weights.
 
-    python benchmarks/full_size.py --folder /big/disk
+    python benchmarks/full_size.py --folder /big/disk --recipes int8 int4-weights
 
-Exports in fp32 at a small geometry, calibrates with few runs and without a scan, then makes a video with either
+Exports in fp32 at a small geometry, calibrates with few runs and without a scan, then makes a video with every
 variant. Every stage is a process of its own. Two figures are given for its memory: `held` is what the process itself
 keeps (anonymous pages), `peak` also counts the weight files it has mapped, which the system takes back where it needs
 to. The checkpoint is removed once it is exported. 70 GB of disk are needed, and an hour on one core.
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoint and bundle are written")
     parser.add_argument("--bundle", type=Path, help="an exported bundle to begin with, in place of a new one")
+    parser.add_argument("--recipes", nargs="+", default=["int8"], help="the variants that are made, one after the other")
     options = parser.parse_args()
     checkpoint, bundle = options.folder / "checkpoint", options.bundle or options.folder / "full-size"
     prompts, video = options.folder / "prompts.txt", str(options.folder / "video.mp4")
@@ -76,9 +77,11 @@ def main() -> None:
         run("export", "export", str(checkpoint), str(bundle), "--no-parity", "--quiet", *_GEOMETRY)
         shutil.rmtree(checkpoint)
     quick = ("--runs", "1", "--videos", "1", "--no-scan", "--force", "--quiet")
-    run("calibrate", "calibrate", str(bundle), "--prompts", str(prompts), *quick)
+    for recipe in options.recipes:
+        arguments = (str(bundle), "--recipe", recipe, "--prompts", str(prompts), *quick)
+        run(f"calibrate, {recipe}", "calibrate", *arguments)
     print_sizes(bundle)
-    for variant in ("fp32", "int8"):
+    for variant in ("fp32", *options.recipes):
         arguments = (str(bundle), _PROMPTS[0], "--variant", variant, "-o", video, "--force", "--quiet", "--verbose")
         run(f"generate, {variant}", "generate", *arguments)
 

@@ -41,19 +41,24 @@ _NAMING_WEIGHT = 0.06  # of the cross-entropy of each thing that is named of a t
 _NAMED = ("subject", "colour", "motion", "facing")
 _VALUES = [1 + ABOUT_ACTORS[name][0] for name in _NAMED]  # values of each, and none
 _CAPTIONS = 6  # of each clip
-_CONDITIONED = 0.2  # share of batches whose clips are given clean frames
 _GIVEN = {"first": 0.55, "start": 0.15, "end": 0.15, "both ends": 0.15}
+_LATE = 0.4  # of the clips that are given frames, those that begin amid a motion: only frames can tell of that
+_GIVEN_LATE = {"start": 0.5, "end": 0.25, "both ends": 0.25}
+_ANCHORED = 0.5  # of the latter that are given their start, those whose first frame is how the motion set off
 _PATCH = 2  # side of a token in latent cells
 
 
-def given_frames(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Which latent frames a clip is given clean: bool [F], with at least one left to make."""
-    given = np.zeros(frames, bool)
-    kind = str(rng.choice(list(_GIVEN), p=list(_GIVEN.values())))
+def given_frames(frames: int, rng: np.random.Generator, *, late: bool = False) -> np.ndarray:
+    """Which latent frames a clip, of `frames` ≥ 3, is given clean: bool [F], with at least one left to make.
+
+    One that begins amid a motion (`late`) is given two or more at its start, for one does not tell which way it goes.
+    """
+    given, kinds = np.zeros(frames, bool), _GIVEN_LATE if late else _GIVEN
+    kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     if kind == "first":
         given[0] = True
     elif kind == "start":
-        given[: rng.integers(1, frames)] = True
+        given[: rng.integers(1 + late, frames)] = True
     elif kind == "end":
         given[rng.integers(1, frames) :] = True
     elif kind == "both ends":
@@ -95,8 +100,10 @@ class _Batches:
     Every clip is told in several captions, tokenized beforehand.
     """
 
-    def __init__(self, cache: Cache, seed: int, device: torch.device) -> None:
+    def __init__(self, cache: Cache, seed: int, device: torch.device, conditioned: float) -> None:
+        self.conditioned = conditioned
         self.latents, self.shares = cache.latents.to(device), cache.shares.to(device)
+        self.firsts = cache.firsts.to(device)
         self.shown = _shown(cache.scenes).to(device)
         rng = np.random.default_rng((seed, 5))
         texts = [captions.caption(scene, rng) for scene in cache.scenes for _ in range(_CAPTIONS)]
@@ -105,14 +112,22 @@ class _Batches:
     def draw(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         """Latents [B, C, F, H, W], what each cell shows [B, K, F, H, W], given frames [B, F] and tokens [B, L]."""
         device, frames = self.latents.device, self.latents.shape[2]
-        chosen = torch.from_numpy(rng.integers(len(self.latents), size=count)).to(device)
-        texts = chosen * _CAPTIONS + torch.randint(_CAPTIONS, (count,), device=device)
+        early = len(self.latents) - len(self.firsts)
+        chosen, given = rng.integers(early, size=count), np.zeros((count, frames), bool)
+        anchored = np.zeros(count, bool)
+        if rng.random() < self.conditioned:
+            late = rng.random(count) < (_LATE if len(self.firsts) else 0)
+            chosen = np.where(late, early + rng.integers(max(1, len(self.firsts)), size=count), chosen)
+            given = np.stack([given_frames(frames, rng, late=bool(one)) for one in late])
+            anchored = late & given[:, 0] & (rng.random(count) < _ANCHORED)
+        clips = torch.from_numpy(chosen).to(device)
+        texts = clips * _CAPTIONS + torch.randint(_CAPTIONS, (count,), device=device)
         texts[torch.rand(count, device=device) < _NO_CAPTION] = len(self.tokens) - 1
-        given = np.zeros((count, frames), bool)
-        if rng.random() < _CONDITIONED:
-            given = np.stack([given_frames(frames, rng) for _ in range(count)])
-        covered = torch.einsum("bka,bafhw->bkfhw", self.shown[chosen], self.shares[chosen].float())
-        return self.latents[chosen].float(), covered, torch.from_numpy(given).to(device), self.tokens[texts]
+        latents = self.latents[clips].float()
+        ones = torch.from_numpy(np.flatnonzero(anchored)).to(device)
+        latents[ones, :, :1] = self.firsts[clips[ones] - early].float()
+        covered = torch.einsum("bka,bafhw->bkfhw", self.shown[clips], self.shares[clips].float())
+        return latents, covered, torch.from_numpy(given).to(device), self.tokens[texts]
 
 
 def _shown(scenes: Sequence[world.Scene]) -> torch.Tensor:
@@ -184,9 +199,13 @@ def train_dit(
     *,
     seed: int,
     batch: int,
+    conditioned: float,
     device: torch.device,
 ) -> nn.ModuleDict:
-    """Train the transformer within the budget, resuming from `folder`; returns averaged weights, text encoder too."""
+    """Train the transformer within the budget, resuming from `folder`; returns averaged weights, text encoder too.
+
+    `conditioned` is the share of batches whose clips are given clean frames.
+    """
     torch.manual_seed(seed)
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     module = nn.ModuleDict(
@@ -203,7 +222,7 @@ def train_dit(
     rng = np.random.default_rng((seed, loop.step))
     batches: _Batches | None = None
     for _ in loop.steps():
-        batches = batches or _Batches(cache, seed, device)
+        batches = batches or _Batches(cache, seed, device, conditioned)
         latents, covered, given, tokens = batches.draw(batch, rng)
         with torch.no_grad():
             text = encode_tokens(module["text_encoder"], tokens)

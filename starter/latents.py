@@ -22,6 +22,7 @@ __all__ = ["Cache", "encode_world", "load_cache"]
 log = logging.getLogger(__name__)
 
 _BATCH = 16
+_UNDER_WAY = 0.2  # share of the clips that begin amid a motion, as what is continued does
 _KINDS = {  # of scenes, with their share of the clips: several subjects, who are harder, more often than in the world
     "single": 0.27,
     "beside": 0.21,
@@ -37,10 +38,12 @@ class Cache:
     """`latents` float16 [N, C, F, H, W], normalised; `shares` float16 [N, 4, F, H, W], of each cell, 0 to 1.
 
     Of a cell's pixels, share 0 shows the background and share `i` the scene's actor `i`, from 1 to 3. `mean` and `std`
-    are the channels' own, before normalising; scene `i` was drawn from `seed`, in order.
+    are the channels' own, before normalising; scene `i` was drawn from `seed`, in order. The first of them set off as
+    their clips begin, the others are under way: `firsts` float16 [M, C, 1, H, W] is how those M set off, in order.
     """
 
     latents: torch.Tensor
+    firsts: torch.Tensor
     shares: torch.Tensor
     mean: list[float]
     std: list[float]
@@ -49,8 +52,9 @@ class Cache:
 
 def _scenes(seed: int, count: int) -> list[world.Scene]:
     rng = np.random.default_rng(seed)
-    kinds = rng.choice(list(_KINDS), size=count, p=list(_KINDS.values()))
-    return [world.sample(rng, kind=str(kind)) for kind in kinds]
+    late = round(_UNDER_WAY * count)
+    kinds = rng.choice(list(_KINDS), size=count - late, p=list(_KINDS.values()))
+    return [world.sample(rng, kind=str(kind)) for kind in kinds] + [world.sample_under_way(rng) for _ in range(late)]
 
 
 @torch.no_grad()
@@ -70,17 +74,23 @@ def encode_world(
     Those are what is `measured` of these clips, or else what the VAE's configuration says.
     """
     scenes = _scenes(seed, count)
-    encoded, covered = [], []
-    for clips, shown in draw_batches(scenes, _BATCH, frames, size):
+
+    def encode(clips: np.ndarray) -> torch.Tensor:
         with mixed_precision(device):
             moments = encode_moments(vae, pixels(torch.from_numpy(clips).to(device)))
-        latents = moments.float().chunk(2, dim=1)[0]
+        return moments.float().chunk(2, dim=1)[0].half().cpu()
+
+    encoded, covered = [], []
+    for clips, shown in draw_batches(scenes, _BATCH, frames, size):
+        encoded.append(encode(clips))
         owners = torch.from_numpy(shown).to(device).long()
-        encoded.append(latents.half().cpu())
-        covered.append(shares(owners, 1 + world.MOST_ACTORS, latents.shape[2:]).half().cpu())
+        covered.append(shares(owners, 1 + world.MOST_ACTORS, encoded[-1].shape[2:]).half().cpu())
         if len(encoded) % 50 == 0:
             log.info("latents %d of %d", len(encoded) * _BATCH, count)
     latents = torch.cat(encoded).float()
+    late = [world.begun(scene, 0.0) for scene in scenes if scene.actors[0].begun > 0]
+    pictures = [encode(frame).float() for frame, _ in draw_batches(late, _BATCH, 1, size)]
+    firsts = torch.cat([latents[:0, :, :1], *pictures])
     mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     if measured:
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
@@ -88,6 +98,7 @@ def encode_world(
     save_atomically(
         {
             "latents": ((latents - mean.view(shape)) / std.view(shape)).half(),
+            "firsts": ((firsts - mean.view(shape)) / std.view(shape)).half(),
             "shares": torch.cat(covered),
             "mean": mean.tolist(),
             "std": std.tolist(),
@@ -101,4 +112,4 @@ def load_cache(path: Path) -> Cache:
     """Read a cache; the scenes, which a caption is drawn from anew each time, are sampled again from its seed."""
     state = torch.load(path, weights_only=True, mmap=True)
     scenes = _scenes(state["seed"], len(state["latents"]))
-    return Cache(state["latents"], state["shares"], state["mean"], state["std"], scenes)
+    return Cache(state["latents"], state["firsts"], state["shares"], state["mean"], state["std"], scenes)

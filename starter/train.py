@@ -32,7 +32,6 @@ __all__ = ["STAGES", "Run", "main"]
 
 
 _CPU = torch.device("cpu")
-_GOING_ON = 0.5  # share of the learning rates where a part that has been trained goes on
 _FEW_STEPS = "-few-steps"  # after the checkpoint's name
 
 
@@ -52,6 +51,8 @@ class Run:
     trajectories: int = 1_600
     guidance: float = 3.0
     scale: int = 1
+    rate: float = 0.5
+    conditioned: float = 0.2
     vae_minutes: float = 34.0
     decoder_minutes: float = 6.0
     text_minutes: float = 5.0
@@ -62,7 +63,7 @@ class Run:
     @property
     def pace(self) -> float:
         """What the rates of the VAE and the transformer are multiplied by: larger batches allow larger ones."""
-        return math.sqrt(self.scale) * (1.0 if self.start is None else _GOING_ON)
+        return math.sqrt(self.scale) * (1.0 if self.start is None else self.rate)
 
 
 def _vae(run: Run) -> AutoencoderKLWan:
@@ -115,7 +116,15 @@ def _dit(run: Run) -> nn.ModuleDict:
             run.start, subfolder="transformer", torch_dtype=torch.float32
         )
     return train_dit(
-        run.folder, budget, cache, _text(run), transformer, seed=run.seed, batch=32 * run.scale, device=run.device
+        run.folder,
+        budget,
+        cache,
+        _text(run),
+        transformer,
+        seed=run.seed,
+        batch=32 * run.scale,
+        conditioned=run.conditioned,
+        device=run.device,
     )
 
 
@@ -183,6 +192,10 @@ STAGES: dict[str, Callable[[Run], object]] = {
 @click.option("--trajectories", default=Run.trajectories, show_default=True, help="Clips the few-step teacher makes.")
 @click.option("--guidance", default=Run.guidance, show_default=True, help="Guidance scale of the few-step teacher.")
 @click.option("--scale", default=Run.scale, show_default=True, help="Multiplies the batch sizes; 4 or more on a GPU.")
+@click.option("--rate", default=Run.rate, show_default=True, help="Share of the learning rates where --start goes on.")
+@click.option(
+    "--conditioned", default=Run.conditioned, show_default=True, help="Share of batches whose clips are given frames."
+)
 @click.option("--vae-minutes", default=Run.vae_minutes, show_default=True)
 @click.option("--decoder-minutes", default=Run.decoder_minutes, show_default=True)
 @click.option("--text-minutes", default=Run.text_minutes, show_default=True)

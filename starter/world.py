@@ -7,7 +7,7 @@ Positions and radii are fractions of the picture's side, x to the right and y do
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 __all__ = [
     "BACKGROUNDS",
     "COLOURS",
+    "ENDLESS",
     "GENRES",
     "KINDS",
     "MOST_ACTORS",
@@ -24,10 +25,12 @@ __all__ = [
     "WALL",
     "Actor",
     "Scene",
+    "begun",
     "contrasting",
     "faces",
     "held_out",
     "sample",
+    "sample_under_way",
     "track",
 ]
 
@@ -94,6 +97,7 @@ KINDS: dict[str, float] = {  # what happens, with its share of the clips
     "collision": 0.08,  # a ball stops as it hits another, which rolls on
 }
 MOST_ACTORS = 3  # in a scene
+ENDLESS = ("bounces", "circles")  # motions that come back to where they were, and a film may go on with
 WALL = (0.34, 0.66)  # left and right edge of the wall
 FACING = ("cat", "car", "fish", "bird")  # subjects with a front
 
@@ -116,7 +120,8 @@ class Actor:
     """One subject. `start` and `end` are where its centre is when it sets off and when it has arrived.
 
     `extent` is the height of a bounce or the radius of a circle; `facing` is 1 to the right and -1 to the left; `size`
-    is told only where the actor is alone. `motion` is one of `MOTIONS`, or "hits left", "hits right", "is hit".
+    is told only where the actor is alone. `motion` is one of `MOTIONS`, or "hits left", "hits right", "is hit". One of
+    `ENDLESS` has gone on for `begun` of a clip's length before this clip begins.
     """
 
     subject: str
@@ -128,6 +133,7 @@ class Actor:
     extent: float = 0.0
     facing: int = 1
     size: str = ""
+    begun: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,19 @@ def sample(rng: np.random.Generator, *, evaluation: bool = False, kind: str | No
         ):
             actors.append(actor)
     return Scene(chosen, tuple(actors), background, genre)
+
+
+def sample_under_way(rng: np.random.Generator) -> Scene:
+    """A random scene of the training combinations, whose one subject's endless motion began at some time before."""
+    while True:
+        scene = sample(rng, kind="single")
+        if scene.actors[0].motion in ENDLESS:
+            return begun(scene, float(rng.uniform()))
+
+
+def begun(scene: Scene, share: float) -> Scene:
+    """The scene after its motions, of `ENDLESS`, have gone on for this share of a clip; with 0, as it sets off."""
+    return replace(scene, actors=tuple(replace(actor, begun=share) for actor in scene.actors))
 
 
 def _choose(words: tuple[str, ...] | list[str], rng: np.random.Generator) -> str:
@@ -270,7 +289,7 @@ def _collision(colours: list[str], rng: np.random.Generator, evaluation: bool) -
 
 def track(actor: Actor, frames: int) -> Array:
     """Centre, radius and angle at every frame: [T, 4] of (x, y, radius, clockwise radians)."""
-    time = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
+    time = actor.begun + (np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1))
     radius, angle = np.full_like(time, actor.radius), np.zeros_like(time)
     share = _share(actor.motion, time)
     x = actor.start[0] + (actor.end[0] - actor.start[0]) * share

@@ -102,6 +102,9 @@ def test_given_frames_always_leave_one_to_make() -> None:
     drawn = [given_frames(5, rng) for _ in range(300)]
     assert all(given.any() and not given.all() for given in drawn)
     assert any(given[0] and given[-1] for given in drawn) and any(not given[0] for given in drawn)
+    late = [given_frames(5, rng, late=True) for _ in range(300)]
+    assert all(given.any() and not given.all() for given in late)
+    assert any(not given[0] for given in late) and any(given[1] and not given[2:].any() for given in late)
 
 
 def test_larger_pieces_encode_and_decode_the_same() -> None:

@@ -25,6 +25,15 @@ def _actor(motion: str, **changes: object) -> world.Actor:
             return actor
 
 
+def test_a_scene_under_way_goes_on_from_there() -> None:
+    rng = np.random.default_rng(3)
+    for scene in (world.sample_under_way(rng) for _ in range(20)):
+        actor = scene.actors[0]
+        assert actor.motion in world.ENDLESS and not world.held_out(actor.subject, actor.colour, actor.motion)
+        from_the_start, half_way = (world.track(world.begun(scene, share).actors[0], 33) for share in (0.0, 0.5))
+        np.testing.assert_allclose(half_way[:17], from_the_start[16:], atol=1e-6)
+
+
 def test_same_seed_gives_the_same_scenes_and_captions() -> None:
     first, second = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(40):
