@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoint and bundle are written")
     parser.add_argument("--bundle", type=Path, help="an exported bundle to begin with, in place of a new one")
-    parser.add_argument("--recipes", nargs="+", default=["int8"], help="the variants that are made, one after the other")
+    parser.add_argument("--recipes", nargs="+", default=["int8"], help="the variants that are made")
     options = parser.parse_args()
     checkpoint, bundle = options.folder / "checkpoint", options.bundle or options.folder / "full-size"
     prompts, video = options.folder / "prompts.txt", str(options.folder / "video.mp4")

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from kinograph.engines.protocol import Axes
-from kinograph.errors import RequestError
-from kinograph.runtime import conditioning
-from kinograph.runtime.anchors import Anchor, Anchors
+from kinograph.runtime.anchors import Anchors
 from kinograph.runtime.codec import Decoder
-from kinograph.runtime.conditioning import Piece
+from kinograph.runtime.conditioning import Original
+from kinograph.runtime.context import Context, Layout
 from kinograph.runtime.denoise import Inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.events import StageStarted, StepDone, WindowDone
-from kinograph.runtime.image import read_image
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.noise import Generator as Noise
-from kinograph.runtime.request import Request, Still, given_frames
+from kinograph.runtime.request import Request, given_frames
 from kinograph.runtime.sampling import Sampler
 from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.story import Story
@@ -36,23 +33,14 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where a film's frames come from: `context` known ones that go before, `made` new ones, `ending` known ones.
+class _Part:
+    """Latents [1, C, F, H, W] that a window adds to the film."""
 
-    `window` and `overlap` are in latent frames.
-    """
+    window: Window
+    latents: Latents
 
-    temporal: int
-    context: int
-    made: int
-    ending: int
-    window: int
-    overlap: int
 
-    @property
-    def latents(self) -> int:
-        """Latent frames in all."""
-        return 1 + (self.context + self.made + self.ending - 1) // self.temporal
+Making = Generator[StageStarted | StepDone | _Part, None, None]
 
 
 class Film:
@@ -71,47 +59,24 @@ class Film:
         original: Iterator[Pixels] | None = None,
         patch: Patch | None = None,
     ) -> None:
-        self.shop, self.request = workshop, request
-        geometry, temporal = workshop.manifest.geometry, workshop.manifest.geometry.temporal
-        overlap, window = int(request.overlap or 1), int(request.window or 1)
-        last, first = given_frames(overlap, window, temporal)
-        context = 0
-        if before is not None:  # as much as there is
-            context = 1 + temporal * min((last - 1) // temporal, (len(before) - 1) // temporal)
-            before = before[-context:]
-        if after is not None:
-            after = after[:first]
-        self.before, self.after = before, after
-        self.layout = Layout(
-            temporal,
-            context,
-            int(request.num_frames or 1),
-            0 if after is None else temporal * -(-len(after) // temporal),
-            1 + (window - 1) // temporal,
-            1 + (overlap - 1) // temporal,
-        )
-        place = self.layout
-        self.story = Story(request, temporal, context)
-        cuts = self.story.cuts(place.latents)
-        self.windows = plan(place.latents, place.window, place.overlap, place.ending // temporal, cuts)
-        self.size = (int(request.width or 0), int(request.height or 0))
-        self.cells = (self.size[1] // geometry.spatial, self.size[0] // geometry.spatial)
-        self._patch = patch
+        self.shop, self.request, self._patch = workshop, request, patch
+        geometry, kind = workshop.manifest.geometry, workshop.manifest.conditioning.kind
+        self.layout, self.before, self.after = _laid_out(request, workshop, before, after)
+        place, ending = self.layout, self.layout.ending // geometry.temporal
+        self.story = Story(request, geometry.temporal, place.context)
+        self.windows = plan(place.latents, place.window, place.overlap, ending, self.story.cuts(place.latents))
         self._original = None
         if original is not None:
-            self._original = conditioning.Original(workshop.device, workshop.engine, geometry, original)
-        self._known: dict[int, Latents] = {}
-        self._made: dict[int, Latents] = {}  # the last latent frames, by number
-        self._shown: dict[int, Pixels] = {}  # the last frame of each of those
+            self._original = Original(workshop.device, workshop.engine, geometry, original)
         self._sampler = Sampler(workshop, request)
         # A film that another is made from is itself what its windows share.
         apart = original is not None or patch is not None or len(self.windows) == 1
-        self._together = workshop.manifest.conditioning.kind == "noised" and not apart
-        clean = workshop.manifest.conditioning.kind == "clean"
-        self._back = clean and before is None and after is not None and not apart
+        self._together = kind == "noised" and not apart
+        self._back = kind == "clean" and before is None and after is not None and not apart
         if self._back:
-            self.windows = plan_back(place.latents, place.window, place.ending // temporal)
-        self._anchors = Anchors(self.story) if request.anchor and len(self.windows) > 1 else None
+            self.windows = plan_back(place.latents, place.window, ending)
+        anchors = Anchors(self.story) if request.anchor and len(self.windows) > 1 else None
+        self._context = Context(workshop, request, place, self.before, self.after, anchors, patch)
 
     def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         """Everything that happens, new frames uint8 [T, H, W, 3] among it.
@@ -127,74 +92,78 @@ class Film:
     def _run(self, done: Latents | None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         yield StageStarted("text")
         texts = self._embedded()
-        pieces = self._pieces()
-        if pieces:
+        if self._context.pieces:
             yield StageStarted("image")
-        tokens = self._take_in(pieces)
-        noise, count = Noise(self.request.seed), len(self.windows)
-        starts = (noise.normal((1, self.shop.manifest.geometry.channels, w.count, *self.cells)) for w in self.windows)
-        if count > 1:
+        self._context.take_in()
+        if len(self.windows) > 1:
             yield StageStarted("film")
-        made: Sequence[Latents] = []
         whole = done is not None and done.shape[2] >= self.layout.latents
         if self._back:
-            new = done if whole and done is not None else (yield from self._led_up(starts, texts, tokens))
-            yield from self._shown_at_once(new)
-            return
-        if self._together and not whole:
-            inputs = [self._inputs(window, next(starts), texts, tokens) for window in self.windows]
-            made = yield from self._sampler.together(inputs, self.windows)
+            count, parts = 1, self._led_up(texts, done if whole else None)
+        elif self._together and not whole:
+            count, parts = len(self.windows), self._side_by_side(texts)
+        else:
+            count, parts = len(self.windows), self._one_by_one(texts, done)
+        number = 0
         with self._decoder() as decoder:
-            for number, window in enumerate(self.windows):
-                kept = slice(window.given, window.kept)
-                if made:
-                    new = made[number][:, :, kept]
-                elif done is not None and window.end <= done.shape[2]:
-                    next(starts)
-                    new = done[:, :, window.start + window.given : window.end]
-                else:
-                    if count == 1:
-                        yield StageStarted("denoise")
-                    its = self._inputs(window, next(starts), texts, tokens)
-                    new = (yield from self._sampler.alone(its, number, count))[:, :, kept]
-                    if self._anchors is not None and not its.given.mask[:, :, kept].any():
-                        new = self._anchors.held(window, new)
-                if count == 1:
+            for part in parts:
+                if not isinstance(part, _Part):
+                    yield part
+                    continue
+                if len(self.windows) == 1:
                     yield StageStarted("decode")
-                yield from self._decoded(decoder, window, new)
-                yield WindowDone(number, count, new, window.cut)
+                yield from self._decoded(decoder, part)
+                yield WindowDone(number, count, part.latents, part.window.cut)
+                number += 1
 
-    def _led_up(
-        self,
-        starts: Iterator[Latents],
-        texts: npt.NDArray[np.float32],
-        tokens: npt.NDArray[np.float32] | None,
-    ) -> Generator[StepDone, None, Latents]:
-        """The latents of a film that leads up to a known one: made from its end, a window before the other."""
-        total, count = self.layout.latents, len(self.windows)
-        if self._anchors is not None and self.after is not None:
-            known = np.concatenate([self._known[number] for number in sorted(self._known)], axis=2)
-            self._anchors.begin(self.windows[0], Anchor.of(self._as_first(self.after[0]), known))
-        for number, window in enumerate(self.windows):
-            its = self._inputs(window, next(starts), texts, tokens)
-            latents = yield from self._sampler.alone(its, number, count)
-            for local in range(window.given, window.kept):
-                self._made[window.start + local] = latents[:, :, local : local + 1]
-        every = self._known | self._made
-        return np.concatenate([every[number] for number in range(total)], axis=2)
+    # Three ways through a film's windows
 
-    def _shown_at_once(self, new: Latents) -> Generator[WindowDone | Pixels, None, None]:
-        """A film's frames, all of whose latents are there."""
-        with self._decoder() as decoder:
-            yield from self._decoded(decoder, Window(0, new.shape[2], 0, new.shape[2]), new)
-            yield WindowDone(0, 1, new)
+    def _one_by_one(self, texts: Latents, done: Latents | None) -> Making:
+        """Every window goes on from the one before; those that are `done` are only shown."""
+        made, count = 0 if done is None else done.shape[2], len(self.windows)
+        for number, (window, noise) in enumerate(self._begun()):
+            if done is not None and window.end <= made:
+                yield _Part(window, done[:, :, window.start + window.given : window.end])
+                continue
+            if count == 1:
+                yield StageStarted("denoise")
+            inputs = self._inputs(window, noise, texts)
+            latents = yield from self._sampler.alone(inputs, number, count)
+            new = latents[:, :, window.given : window.kept]
+            yield _Part(window, self._context.held(window, inputs.given, new))
 
-    def _inputs(
-        self, window: Window, noise: Latents, texts: npt.NDArray[np.float32], tokens: npt.NDArray[np.float32] | None
-    ) -> Inputs:
-        shape = (1, self.shop.manifest.geometry.channels, window.count, *self.cells)
-        given, image = self._conditions(window, shape, tokens)
-        return Inputs(noise, self.story.told(window, texts), given, image, self._begun(window, noise))
+    def _side_by_side(self, texts: Latents) -> Making:
+        """All windows are denoised together, by a model that cannot be given frames."""
+        inputs = [self._inputs(window, noise, texts) for window, noise in self._begun()]
+        every = yield from self._sampler.together(inputs, self.windows)
+        for window, latents in zip(self.windows, every, strict=True):
+            yield _Part(window, latents[:, :, window.given : window.kept])
+
+    def _led_up(self, texts: Latents, done: Latents | None) -> Making:
+        """A known end is led up to: every window is made before the one that it leads to, and all are shown last."""
+        if done is None and self.after is not None:
+            self._context.begin_at_end(self.windows[0], self.after)
+            for number, (window, noise) in enumerate(self._begun()):
+                latents = yield from self._sampler.alone(self._inputs(window, noise, texts), number, len(self.windows))
+                self._context.remember(window.start + window.given, latents[:, :, window.given : window.kept])
+            done = self._context.whole()
+        if done is not None:
+            yield _Part(Window(0, done.shape[2], 0, done.shape[2]), done)
+
+    def _begun(self) -> Iterator[tuple[Window, Latents]]:
+        """Every window and its noise [1, C, F, H, W]."""
+        noise, channels = Noise(self.request.seed), self.shop.manifest.geometry.channels
+        for window in self.windows:
+            yield window, noise.normal((1, channels, window.count, *self.layout.cells))
+
+    def _inputs(self, window: Window, noise: Latents, texts: Latents) -> Inputs:
+        given, image = self._context.given(window, (1, noise.shape[1], window.count, *self.layout.cells))
+        start = None
+        if self._original is not None:  # begins with that, at the first step's noise level
+            sigma = np.float32(self._sampler.steps[0].sigma)
+            start = (1 - sigma) * self._original.window(window) + sigma * noise
+            self.shop.leave_stage()
+        return Inputs(noise, self.story.told(window, texts), given, image, start)
 
     def axes(self, precisions: Mapping[str, str], cells: tuple[int, int] | None = None) -> dict[str, Axes]:
         """The components that will run, with the sizes that they will run at; in other `cells`, if given."""
@@ -207,7 +176,7 @@ class Film:
             manifest,
             precisions,
             (min(counts), max(counts)),
-            *(cells or self.cells),
+            *(cells or self.layout.cells),
             [*names, *(encoders if given or request.remix or request.inpaint else [])],
         )
 
@@ -236,115 +205,53 @@ class Film:
         self.shop.leave_stage()
         return rows
 
-    # What is given
-
-    def _pieces(self) -> list[Piece]:
-        """Every picture and film that is given, placed."""
-        request, place = self.request, self.layout
-        width, height = self.size
-        stills = [Still(request.image)] if request.image is not None else []
-        pieces = []
-        for still in (*stills, *request.images):
-            number = still.frame + (place.made if still.frame < 0 else 0)
-            picture = conditioning.fit(
-                read_image(still.path), width, height, resample=Image.Resampling.LANCZOS, how=request.fit
-            )
-            pieces.append(Piece(picture[None], place.context + number))
-        if self.before is not None:
-            pieces.append(Piece(self.before, 0))
-        if self.after is not None:
-            pieces.append(Piece(self.after, place.context + place.made))
-        return pieces
-
-    def _take_in(self, pieces: Sequence[Piece]) -> npt.NDArray[np.float32] | None:
-        """Encode what is given; returns the image tokens of a model that reads them."""
-        manifest, request = self.shop.manifest, self.request
-        if not pieces:
-            return None
-        if "encoder_first" not in manifest.components:
-            raise RequestError(f"{manifest.name} cannot start from a picture: it has no encoder. Leave out --image")
-        if manifest.conditioning.kind == "channels":
-            self._shown[0] = pieces[0].frames[-1]
-        else:
-            for piece in pieces:
-                self._known |= conditioning.encode_piece(self.shop.device, self.shop.engine, manifest.geometry, piece)
-        self.shop.leave_stage()
-        if not manifest.conditioning.image_tokens:
-            return None
-        return self._tokens(pieces[0].frames[-1] if request.image is None else read_image(request.image))
-
-    def _tokens(self, picture: Pixels) -> npt.NDArray[np.float32]:
-        tokens = conditioning.image_tokens(self.shop.device, self.shop.engine, picture)
-        self.shop.leave_stage()
-        return tokens
-
-    def _conditions(
-        self, window: Window, shape: conditioning.Shape, tokens: npt.NDArray[np.float32] | None
-    ) -> tuple[conditioning.Given, npt.NDArray[np.float32] | None]:
-        """What a window is given, and the image tokens."""
-        device, engine, manifest = self.shop.device, self.shop.engine, self.shop.manifest
-        temporal, clip = manifest.geometry.temporal, manifest.conditioning.kind == "channels"
-        image = None if window.cut else self._shown.get(window.start)
-        if clip:
-            if image is None:
-                return conditioning.nothing_given(shape), tokens
-            given = conditioning.given_start(device, engine, image, shape, temporal)
-            self.shop.leave_stage()
-            if window.start > 0 and manifest.conditioning.image_tokens:
-                tokens = self._tokens(image)
-            return given, tokens
-        first = None if self._anchors is None else self._anchors.first(window)
-        if first is None and image is not None and window.start > 0:
-            first = self._as_first(image)
-        given = conditioning.given_in(window, shape, self._made | self._known, first)
-        if self._patch is not None:
-            self._patch.give(given, window)
-            self.shop.leave_stage()
-        return given, tokens
-
-    def _as_first(self, image: Pixels) -> Latents:
-        """A frame as the latent frame [1, C, 1, H, W] that a window begins with."""
-        shape = (1, self.shop.manifest.geometry.channels, 1, *self.cells)
-        temporal = self.shop.manifest.geometry.temporal
-        latents = conditioning.encode_start(self.shop.device, self.shop.engine, image, shape, temporal, clip=False)
-        self.shop.leave_stage()
-        return latents
-
-    def _begun(self, window: Window, noise: Latents) -> Latents | None:
-        """The sample that a window of a film made from another begins with, at the first step's noise level."""
-        if self._original is None:
-            return None
-        sigma = np.float32(self._sampler.steps[0].sigma)
-        latents = self._original.window(window)
-        self.shop.leave_stage()
-        return (1 - sigma) * latents + sigma * noise
-
     # What comes of it
 
     def _decoder(self) -> Decoder:
         engine = self.shop.engine
         return Decoder(self.shop.device, lambda: engine("decoder_first"), lambda: engine("decoder_next"))
 
-    def _decoded(self, decoder: Decoder, window: Window, new: Latents) -> Iterator[Pixels]:
-        """The frames of a window's new latents; remembers what the next window needs."""
-        temporal, place = self.shop.manifest.geometry.temporal, self.layout
+    def _decoded(self, decoder: Decoder, part: _Part) -> Iterator[Pixels]:
+        """The frames of a part; the next ones' windows are given what they need of it."""
+        window, new, temporal = part.window, part.latents, self.layout.temporal
         number = window.start + window.given  # the film's latent frame
         at = max(0, temporal * (number - 1) + 1) if number else 0  # and frame
-        for index in range(new.shape[2]):
-            self._made[number + index] = new[:, :, index : index + 1]
+        self._context.remember(number, new)
         if window.cut:
             decoder.cut(new)
         for decoded in decoder.frames(new):
             frames = decoded if self._patch is None else self._patch.blend(decoded)
             for offset, frame in enumerate(frames, at):
                 if offset % temporal == 0:
-                    self._shown[offset // temporal] = frame
+                    self._context.show(offset // temporal, frame)
             yield self._faded(frames[: max(0, self.frames - at)], at)
             at += len(frames)
-        if self._anchors is not None:
-            last = self._shown[window.end - 1]
-            self._anchors.remember(window, new, lambda: self._as_first(last))
-        for kept in (self._made, self._shown):
-            for old in [key for key in kept if key < window.end - place.window]:
-                del kept[old]
+        self._context.leave(window, new)
         self.shop.leave_stage()
+
+
+def _laid_out(
+    request: Request, workshop: Workshop, before: Pixels | None, after: Pixels | None
+) -> tuple[Layout, Pixels | None, Pixels | None]:
+    """The layout of a resolved request's film, and as much of the films around it as it is given."""
+    geometry = workshop.manifest.geometry
+    temporal, overlap, window = geometry.temporal, int(request.overlap or 1), int(request.window or 1)
+    width, height = int(request.width or 0), int(request.height or 0)
+    last, first = given_frames(overlap, window, temporal)
+    context = 0
+    if before is not None:  # as much as there is
+        context = 1 + temporal * min((last - 1) // temporal, (len(before) - 1) // temporal)
+        before = before[-context:]
+    if after is not None:
+        after = after[:first]
+    layout = Layout(
+        temporal,
+        context,
+        int(request.num_frames or 1),
+        0 if after is None else temporal * -(-len(after) // temporal),
+        1 + (window - 1) // temporal,
+        1 + (overlap - 1) // temporal,
+        (width, height),
+        (height // geometry.spatial, width // geometry.spatial),
+    )
+    return layout, before, after
