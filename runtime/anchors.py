@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kinograph.runtime.joins import SAME
 from kinograph.runtime.story import Story
 from kinograph.runtime.windows import Window
 
@@ -15,7 +16,6 @@ __all__ = ["Anchor", "Anchors"]
 
 Latents = npt.NDArray[np.float32]
 
-_SAME = 0.35  # mean difference of a cell's channels, up to which it shows the same; latents have a variance of about 1
 _LEAST = 0.2  # of all cells, that have to show the same, for their difference to be a drift
 _ALONE = 0.999  # share of a window that one prompt is in force for
 
@@ -41,7 +41,7 @@ class Anchor:
         those are few, the picture has changed, and nothing is done.
         """
         difference = latents - self.usual
-        same = np.abs(difference).mean(axis=1) < _SAME  # [1, F, H, W]
+        same = np.abs(difference).mean(axis=1) < SAME  # [1, F, H, W]
         if same.mean() < _LEAST:
             return latents
         drift = np.median(np.moveaxis(difference, 1, -1)[same], axis=0)

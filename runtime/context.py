@@ -14,6 +14,7 @@ from kinograph.runtime.anchors import Anchor, Anchors
 from kinograph.runtime.conditioning import Given, Piece, Shape
 from kinograph.runtime.image import read_image
 from kinograph.runtime.inpainting import Patch
+from kinograph.runtime.joins import eased
 from kinograph.runtime.request import Request, Still
 from kinograph.runtime.windows import Window
 from kinograph.runtime.workshop import Workshop
@@ -69,6 +70,7 @@ class Context:
         self.pieces = self._placed(before, after)
         self._tokens: Latents | None = None  # of a picture, for models that read them
         self._known: dict[int, Latents] = {}
+        self._filmed: dict[int, Latents] = {}  # those of them that belong to films
         self._made: dict[int, Latents] = {}  # latent frames, by number
         self._shown: dict[int, Pixels] = {}  # the last frame of each of those
 
@@ -101,7 +103,9 @@ class Context:
             self._shown[0] = pieces[0].frames[-1]
         else:
             for piece in pieces:
-                self._known |= conditioning.encode_piece(shop.device, shop.engine, manifest.geometry, piece)
+                latents = conditioning.encode_piece(shop.device, shop.engine, manifest.geometry, piece)
+                self._known |= latents
+                self._filmed |= latents if len(piece.frames) > 1 else {}
         shop.leave_stage()
         if manifest.conditioning.image_tokens:
             self._tokens = self._read(pieces[0].frames[-1] if request.image is None else read_image(request.image))
@@ -143,11 +147,26 @@ class Context:
 
     # What is made
 
-    def held(self, window: Window, given: Given, new: Latents) -> Latents:
-        """What a window made, its colours held to how the film began, where nothing of it was `given`."""
-        if self._anchors is None or given.mask[:, :, window.given : window.kept].any():
+    def settled(self, window: Window, given: Given, new: Latents) -> Latents:
+        """What a window made, as the film has it: colours as the film began, led up to from what it goes on from.
+
+        Neither is done to what was `given`, nor to a part of a film that is made anew.
+        """
+        if self._patch is not None:
             return new
-        return self._anchors.held(window, new)
+        if self._anchors is not None and not given.mask[:, :, window.given : window.kept].any():
+            new = self._anchors.held(window, new)
+        begin = window.start + window.given
+        free = [number for number in range(begin, window.end) if number not in self._known]
+        if not free or len(free) <= free[-1] - free[0]:  # a picture is given amid them
+            return new
+        known, inner = self._made | self._filmed, new[:, :, free[0] - begin : free[-1] + 1 - begin]
+        if free[0] > 1 and free[0] - 1 in known and not window.cut:  # the film's very first stands for one frame
+            inner = eased(known[free[0] - 1], inner)
+        if free[-1] + 1 in known:
+            inner = eased(known[free[-1] + 1], inner[:, :, ::-1])[:, :, ::-1]
+        parts = (new[:, :, : free[0] - begin], inner, new[:, :, free[-1] + 1 - begin :])
+        return np.concatenate(parts, axis=2)
 
     def remember(self, number: int, new: Latents) -> None:
         """Keep latent frames [1, C, F, H, W], the film's from `number` on."""

@@ -130,7 +130,7 @@ class Film:
             inputs = self._inputs(window, noise, texts)
             latents = yield from self._sampler.alone(inputs, number, count)
             new = latents[:, :, window.given : window.kept]
-            yield _Part(window, self._context.held(window, inputs.given, new))
+            yield _Part(window, self._context.settled(window, inputs.given, new))
 
     def _side_by_side(self, texts: Latents) -> Making:
         """All windows are denoised together, by a model that cannot be given frames."""
@@ -144,8 +144,10 @@ class Film:
         if done is None and self.after is not None:
             self._context.begin_at_end(self.windows[0], self.after)
             for number, (window, noise) in enumerate(self._begun()):
-                latents = yield from self._sampler.alone(self._inputs(window, noise, texts), number, len(self.windows))
-                self._context.remember(window.start + window.given, latents[:, :, window.given : window.kept])
+                inputs = self._inputs(window, noise, texts)
+                latents = yield from self._sampler.alone(inputs, number, len(self.windows))
+                new = self._context.settled(window, inputs.given, latents[:, :, window.given : window.kept])
+                self._context.remember(window.start + window.given, new)
             done = self._context.whole()
         if done is not None:
             yield _Part(Window(0, done.shape[2], 0, done.shape[2]), done)
