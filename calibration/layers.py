@@ -19,7 +19,7 @@ __all__ = ["Convolution", "Graph", "Group", "constant", "open_graph"]
 Array = npt.NDArray[Any]
 
 _MATRIX = 2
-_CONVOLUTION = 5  # [O, I, time, height, width]
+_CONVOLUTIONS = (4, 5)  # dimensions of a weight [O, I, height, width], or [O, I, time, height, width]
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Graph:
         ]
 
     def convolutions(self) -> list[Convolution]:
-        """Every convolution over time and space, in the order in which the graph computes them."""
+        """Every convolution over space, and time or not, in the order in which the graph computes them."""
         found = []
         for node in self.model.graph:
             if node.op_type != "Conv" or node.domain:
                 continue
             activation, weight, *rest = (None if value is None else str(value.name) for value in node.inputs)
-            if activation and weight and weight in self.weights and self.weights[weight].ndim == _CONVOLUTION:
+            if activation and weight and weight in self.weights and self.weights[weight].ndim in _CONVOLUTIONS:
                 bias = rest[0] if rest else None
                 found.append(Convolution(activation, str(node.name), weight, bias, str(node.outputs[0].name)))
         return found

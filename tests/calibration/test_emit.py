@@ -96,22 +96,23 @@ def test_the_recipe_beats_its_control(products: Any) -> None:
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_convolutions_are_the_planned_ones(with_bias: bool) -> None:
+@pytest.mark.parametrize("sides", [(5, 8, 8), (8, 8)], ids=["time and space", "space"])
+def test_convolutions_are_the_planned_ones(with_bias: bool, sides: tuple[int, ...]) -> None:
     random = np.random.default_rng(1)
-    weight = random.normal(size=(6, 4, 3, 3, 3)).astype(np.float32)
+    weight = random.normal(size=(6, 4, *[3 for _ in sides])).astype(np.float32)
     weights = {"w": weight} | ({"b": random.normal(size=6).astype(np.float32)} if with_bias else {})
-    node = helper.make_node("Conv", ["x", *weights], ["y"], name="conv", pads=[1] * 6)
-    model = graph_of([node], [1, 4, 5, 8, 8], ["y"], weights)
-    x = random.normal(size=(1, 4, 5, 8, 8)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", *weights], ["y"], name="conv", pads=[1] * (2 * len(sides)))
+    model = graph_of([node], [1, 4, *sides], ["y"], weights)
+    x = random.normal(size=(1, 4, *sides)).astype(np.float32)
     (exact,) = run(model, x)
     layer = Convolution("x", "conv", "w", "b" if with_bias else None, "y")
     plan = INT8.plan_convolution(
         layer, statistics(x.reshape(-1, 1)), statistics(exact.reshape(-1, 1)), weight, weights.get("b")
     )
-    formed = weights | {"w": plan.weight.values * plan.weight.scale.reshape(-1, 1, 1, 1, 1)}
+    formed = weights | {"w": plan.weight.values * plan.weight.scale.reshape(-1, 1, *[1 for _ in sides])}
     if plan.bias is not None:
         formed["b"] = (plan.bias * (plan.weight.scale * plan.form.scale)).astype(np.float32)
-    inner = graph_of([node], [1, 4, 5, 8, 8], ["y"], formed)
+    inner = graph_of([node], [1, 4, *sides], ["y"], formed)
     (wanted,) = run(inner, plan.form.there_and_back(x))
     (got,) = run(emit(model, [plan]), x)
     assert np.abs(got - plan.output.there_and_back(wanted)).max() <= 1.01 * plan.output.scale  # ties may round apart

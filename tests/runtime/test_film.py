@@ -16,7 +16,7 @@ from kinograph import Cue, FramesDecoded, Pipeline, Request, Still, WindowDone
 from kinograph.bundle import Bundle
 from kinograph.cli import main
 from kinograph.errors import RequestError
-from kinograph.runtime import conditioning
+from kinograph.runtime import conditioning, context
 from kinograph.runtime.clip import read_clip
 from kinograph.runtime.conditioning import Given, Piece, encode_piece, given_in
 from kinograph.runtime.windows import Window
@@ -128,6 +128,20 @@ def test_a_film_is_continued_and_led_to(pipe: Pipeline, film: Path) -> None:
     for frames, joins in ((after, (17,)), (before, (13,)), (between, (17, 25)), (longer, (17, 57))):
         changes = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
         assert all(changes[join - 1] < 4 * np.median(changes) + 4 for join in joins)
+
+
+def test_joins_are_eased_on_both_sides(pipe: Pipeline, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> np.ndarray:
+        request = Request(prompt=STILL, before=str(film), after=str(film), num_frames=8, seed=4, **QUICK)
+        return np.concatenate([e.latents for e in pipe.run(request) if isinstance(e, WindowDone)], axis=2)
+
+    eased = made()
+    monkeypatch.setattr(context, "eased", lambda known, new: new)
+    abrupt, free = made(), slice(2, 4)  # two latent frames of a film go before, one comes after
+    np.testing.assert_array_equal(np.delete(eased, free, axis=2), np.delete(abrupt, free, axis=2))
+    for a, b in ((1, 2), (4, 3)):
+        steps = [np.abs(latents[:, :, a] - latents[:, :, b]).mean() for latents in (eased, abrupt)]
+        assert steps[0] < 0.8 * steps[1]
 
 
 def test_what_leads_up_to_a_film_is_made_from_its_beginning(
