@@ -109,12 +109,10 @@ def _latents(run: Run) -> None:
 def _dit(run: Run) -> nn.ModuleDict:
     cache = load_cache(run.folder / "latents.pt")
     budget = Budget(run.dit_minutes, 2e-3 * run.pace, ema=0.9985, muon_rate=5e-3 * run.pace)
-    if run.start is None:
-        transformer = model.make_transformer(run.layout)
-    else:
-        transformer = WanTransformer3DModel.from_pretrained(
-            run.start, subfolder="transformer", torch_dtype=torch.float32
-        )
+    transformer = model.make_transformer(run.layout)
+    if run.start is not None:
+        begun = WanTransformer3DModel.from_pretrained(run.start, subfolder="transformer", torch_dtype=torch.float32)
+        transformer.load_state_dict(begun.state_dict())
     return train_dit(
         run.folder,
         budget,
@@ -130,13 +128,15 @@ def _dit(run: Run) -> nn.ModuleDict:
 
 def _trajectories(run: Run) -> None:
     path = run.folder / "trajectories.pt"
-    if not path.exists():
+    if run.few_steps_minutes > 0 and not path.exists():
         shape = tuple(load_cache(run.folder / "latents.pt").latents.shape[1:])
         teaching = Teaching(run.trajectories, run.guidance, shape, run.seed, 32 * run.scale, run.device)
         write_trajectories(path, _dit(run).eval(), teaching)
 
 
-def _few_steps(run: Run) -> nn.Module:
+def _few_steps(run: Run) -> nn.Module | None:
+    if run.few_steps_minutes <= 0:
+        return None
     budget = Budget(run.few_steps_minutes, 4e-4, ema=0.995, muon_rate=1e-3)
     path, teacher = run.folder / "trajectories.pt", _dit(run)["transformer"]
     return train_few_steps(run.folder, budget, path, teacher, seed=run.seed, batch=32 * run.scale)
@@ -148,8 +148,10 @@ def _write(run: Run) -> None:
     vae.load_state_dict(_decoder(run).state_dict())
     text_encoder, tokenizer = trained["text_encoder"].cpu(), world_tokenizer()
     model.write(run.checkpoint, vae, trained["transformer"].cpu(), text_encoder, tokenizer)
-    sibling = run.checkpoint.with_name(run.checkpoint.name + _FEW_STEPS)
-    model.write(sibling, vae, _few_steps(run).cpu(), text_encoder, tokenizer, few_steps=True)
+    student = _few_steps(run)
+    if student is not None:
+        sibling = run.checkpoint.with_name(run.checkpoint.name + _FEW_STEPS)
+        model.write(sibling, vae, student.cpu(), text_encoder, tokenizer, few_steps=True)
 
 
 STAGES: dict[str, Callable[[Run], object]] = {
@@ -200,7 +202,9 @@ STAGES: dict[str, Callable[[Run], object]] = {
 @click.option("--decoder-minutes", default=Run.decoder_minutes, show_default=True)
 @click.option("--text-minutes", default=Run.text_minutes, show_default=True)
 @click.option("--dit-minutes", default=Run.dit_minutes, show_default=True)
-@click.option("--few-steps-minutes", default=Run.few_steps_minutes, show_default=True)
+@click.option(
+    "--few-steps-minutes", default=Run.few_steps_minutes, show_default=True, help="With 0 there is no few-step variant."
+)
 @click.option("--seed", default=Run.seed, show_default=True)
 @click.option("--threads", default=None, type=int, help="CPU threads; PyTorch's choice if not given.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
