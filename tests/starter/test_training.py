@@ -84,15 +84,19 @@ def test_training_goes_on_from_a_checkpoint(trained: Path, tmp_path: Path) -> No
         clips=32,
         vae_minutes=0,
         text_minutes=0,
+        decoder_minutes=0,
         dit_minutes=MINUTES,
+        few_steps_minutes=0,
     )
-    for name in ("latents", "dit"):
+    for name in ("latents", "dit", "trajectories", "few-steps", "write"):
         STAGES[name](run)
     before, after = (
         torch.load(folder / "run" / "latents.pt", weights_only=True)["mean"] for folder in (trained, tmp_path)
     )
     assert np.allclose(before, after, atol=0.02)  # the same VAE, in half precision meanwhile
     assert torch.load(tmp_path / "run" / "dit.pt", weights_only=True)["step"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "run"]  # no few-step variant
+    assert str(trained) not in (tmp_path / "checkpoint" / "transformer" / "config.json").read_text()
 
 
 def test_given_frames_always_leave_one_to_make() -> None:
