@@ -158,7 +158,7 @@ class Context:
             new = self._anchors.held(window, new)
         begin = window.start + window.given
         free = [number for number in range(begin, window.end) if number not in self._known]
-        if not free or len(free) <= free[-1] - free[0]:  # a picture is given amid them
+        if not free or free != [*range(free[0], free[-1] + 1)]:  # a picture is given amid them
             return new
         known, inner = self._made | self._filmed, new[:, :, free[0] - begin : free[-1] + 1 - begin]
         if free[0] > 1 and free[0] - 1 in known and not window.cut:  # the film's very first stands for one frame

@@ -51,7 +51,8 @@ _PATCH = 2  # side of a token in latent cells
 def given_frames(frames: int, rng: np.random.Generator, *, late: bool = False) -> np.ndarray:
     """Which latent frames a clip, of `frames` ≥ 3, is given clean: bool [F], with at least one left to make.
 
-    One that begins amid a motion (`late`) is given two or more at its start, for one does not tell which way it goes.
+    One that begins amid a motion (`late`) is given its end, or two or more at its start: one does not tell which way it
+    goes.
     """
     given, kinds = np.zeros(frames, bool), _GIVEN_LATE if late else _GIVEN
     kind = str(rng.choice(list(kinds), p=list(kinds.values())))
