@@ -181,8 +181,8 @@ class Expert(_Struct, frozen=True):
 class Conditioning(_Struct, frozen=True):
     """How the model takes frames that are given.
 
-    `clean`: they enter as they are, at timestep 0 of their own (`known_weights` = 1, 0). `noised`: they enter at the
-    noise level of the step (1 − σ, σ), which is approximate. `channels`: they enter through extra channels, where
+    `clean`: they enter as they are, at timestep 0 of their own (`known_weights` = 1, 0, 0). `noised`: they enter at the
+    noise level of the step (1 − σ, σ, 1), which is approximate. `channels`: they enter through extra channels, where
     frames that are not given are encoded as mid-grey. `image_tokens` says that the first given image also passes
     through the `image_encoder` into the step's `image` input.
     """

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from film_measures import border, centre, kept, outlines, seam, shown
 from PIL import Image, ImageDraw
 
 import kinograph
@@ -38,7 +39,7 @@ from kinograph.starter.judge import judge
 from kinograph.starter.measures import decibels, matched
 
 SMOOTH = 1.5  # times its neighbours' change, up to which a join is not a cut
-NEIGHBOURS = 4  # frames on either side of a join
+WHOLE = 0.7  # of a subject's outline, from which on a frame shows it as it was
 STEADY = ("stays", "bounces", "circles")  # motions that can go on for as long as one likes
 SIDE, FRAMES, FPS = 128, 33, 16  # the starter's
 
@@ -79,20 +80,6 @@ def scenes(count: int, motions: tuple[str, ...], seed: int) -> Iterator[world.Sc
             count -= 1
 
 
-def seam(frames: np.ndarray, join: int) -> float:
-    """The change into frame `join` over the median of its neighbours' changes."""
-    changes = np.abs(np.diff(frames.astype(np.float64), axis=0)).mean((1, 2, 3))
-    around = [*range(max(0, join - 1 - NEIGHBOURS), join - 1), *range(join, min(len(changes), join + NEIGHBOURS))]
-    return float(changes[join - 1] / max(np.median(changes[around]), 0.5))
-
-
-def kept(scene: world.Scene, frames: np.ndarray) -> tuple[bool, bool]:
-    """Whether these frames show the scene's subject, and in its colour."""
-    found = matched(scene, judge(frames))[0]
-    actor = scene.actors[0]
-    return (found is not None and found.subject == actor.subject, found is not None and found.colour == actor.colour)
-
-
 def share(values: list[Any]) -> float:
     return round(100 * float(np.mean([float(v) for v in values])), 1)
 
@@ -119,25 +106,47 @@ def image(studio: Studio) -> dict[str, Any]:
         found = matched(scene, judge(frames))[0]
         followed.append(found is not None and found.motion == scene.actors[0].motion)
         sheet += [*frames[:: FRAMES // 4]][:4] if number < 9 else []
-    studio.sheet("image", np.stack(sheet), 3)
-    drawn = []
-    for number in range(10):
-        picture = Image.new("RGB", (160, 120), (30 * number % 200, 90, 160))
-        pen = ImageDraw.Draw(picture)
-        pen.polygon([(20 + 4 * number, 90), (60, 20), (110, 100)], fill=(240, 200 - 10 * number, 40), outline=(0, 0, 0))
-        pen.line([(0, 110), (160, 100)], fill=(255, 255, 255), width=3)
+    drawn, went = [], []
+    for number in range(max(1, studio.options.cases // 4)):
+        picture, prompt, towards = _drawn(number)
         path = studio.folder / "drawn.png"
         picture.save(path)
-        frames = studio.make(
-            "a large yellow triangle moves right over the sea, flat style", seed=number, image=str(path)
-        )
+        frames = studio.make(prompt, seed=number, image=str(path))
         drawn.append(decibels(frames[:1], through(_fitted(picture))[None]))
+        way = centre(frames[-9:]) - centre(frames[:5])
+        went.append(float(way @ towards) > max(0.1 * SIDE, 2 * abs(float(way @ towards[::-1]))))
+        sheet += [*frames[:: FRAMES // 4]][:4] if number < 6 else []
+    studio.sheet("image", np.stack(sheet), 5)
     return {
         "frame 0 against encoded-decoded, dB": round(min(faithful), 1),
         "the same of drawings, dB": round(min(drawn), 1),
         "motion followed, %": share(followed),
+        "the same of drawings, %": share(went),
         "cases": len(followed),
+        "drawings": len(drawn),
     }
+
+
+def _drawn(number: int) -> tuple[Image.Image, str, np.ndarray]:
+    """A picture that the world's renderer did not draw, what is said of it, and which way (x, y) that has it go."""
+    ways = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+    paints = {"red": "#e22828", "yellow": "#fadc28", "blue": "#2850dc", "green": "#28a046", "purple": "#8232aa"}
+    subject = ("ball", "square", "triangle")[number % 3]
+    direction, paint = [*ways][number % len(ways)], [*paints][number % len(paints)]
+    behind, background = (("navy", "#192350"), ("white", "#ebebe1"))[number % 2]
+    picture = Image.new("RGB", ((128, 128), (160, 120))[number % 2], background)
+    towards, radius = np.array(ways[direction]), 0.17 * min(picture.size)
+    x, y = np.array(picture.size) / 2 - towards * np.array(picture.size) / 5
+    pen, box = ImageDraw.Draw(picture), (x - radius, y - radius, x + radius, y + radius)
+    about: dict[str, Any] = {"fill": paints[paint], "outline": "black", "width": 2}
+    if subject == "ball":
+        pen.ellipse(box, **about)
+    elif subject == "square":
+        pen.rectangle(box, **about)
+    else:
+        pen.polygon([(box[0], box[3]), (box[2], box[3]), (x, box[1])], **about)
+    prompt = f"a large {paint} {subject} moves {direction} on a plain {behind} background, flat style"
+    return picture, prompt, towards
 
 
 def _fitted(picture: Image.Image) -> np.ndarray:
@@ -150,7 +159,7 @@ def extension(studio: Studio) -> dict[str, Any]:
     """Films continued by four seconds, and led up to by four."""
     results: dict[str, Any] = {}
     for name, field in (("after", "before"), ("before", "after")):
-        seams, subjects, colours, goes_on, sheet = [], [], [], [], []
+        seams, subjects, colours, goes_on, whole, sheet = [], [], [], [], [], []
         for number, scene in enumerate(scenes(studio.options.cases, STEADY, 72)):
             clip = drawing.render(scene, FRAMES, SIDE)
             path = studio.film(clip, "clip")
@@ -162,6 +171,7 @@ def extension(studio: Studio) -> dict[str, Any]:
             subject, colour = kept(scene, made[-FRAMES:] if field == "before" else made[:FRAMES])
             subjects.append(subject)
             colours.append(colour)
+            whole += [*(outlines(scene, clip, made) >= WHOLE)]
             found = matched(scene, judge(made[:FRAMES] if field == "before" else made[-FRAMES:]))[0]
             still = found is None or float(np.ptp(found.path[:, :2], axis=0).max()) < 0.08
             goes_on.append(still == (scene.actors[0].motion == "stays"))
@@ -172,6 +182,7 @@ def extension(studio: Studio) -> dict[str, Any]:
             f"{name}: subject kept, %": share(subjects),
             f"{name}: colour kept, %": share(colours),
             f"{name}: motion goes on, %": share(goes_on),
+            f"{name}: new frames that show it whole, %": share(whole),
         }
     return results | {"cases": studio.options.cases}
 
@@ -250,7 +261,7 @@ def minute(studio: Studio) -> dict[str, Any]:
         same.append(
             one is not None and other is not None and (one.subject, one.colour) == (other.subject, other.colour)
         )
-        drift.append(float(np.abs(_border(frames[:FRAMES]) - _border(frames[-FRAMES:])).max()))
+        drift.append(float(np.abs(border(frames[:FRAMES]) - border(frames[-FRAMES:])).max()))
         sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 8 else []
     studio.sheet("minute", np.stack(sheet), 8)
     return {
@@ -262,12 +273,6 @@ def minute(studio: Studio) -> dict[str, Any]:
         "drift of the background, worst": round(max(drift), 1),
         "cases": len(same),
     }
-
-
-def _border(frames: np.ndarray) -> np.ndarray:
-    """The median colour along the picture's border, RGB."""
-    edges = [frames[:, :2], frames[:, -2:], frames[:, :, :2], frames[:, :, -2:]]
-    return np.asarray(np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0))
 
 
 def hidden(studio: Studio) -> dict[str, Any]:
@@ -282,7 +287,7 @@ def hidden(studio: Studio) -> dict[str, Any]:
             told = {"cues": cues, "cuts": True, "num_frames": 13 * FPS + 1}
             frames = studio.make(main_caption(scene), seed=number, anchor=anchor, **told)
             before, after = (frames[end * FPS - FRAMES : end * FPS] for end in (4, 13))
-            same.append(_shown(scene, before) == _shown(scene, after))
+            same.append(shown(scene, before) == shown(scene, after))
             alike.append(decibels(before[-1:], after[-1:]))
             sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
         studio.sheet(f"hidden-{name.split()[0]}", np.stack(sheet), 6)
@@ -291,11 +296,6 @@ def hidden(studio: Studio) -> dict[str, Any]:
             f"{name}: the picture before and after, dB, median": round(float(np.median(alike)), 1),
         }
     return results | {"cases": count}
-
-
-def _shown(scene: world.Scene, frames: np.ndarray) -> tuple[str, str] | None:
-    found = matched(scene, judge(frames))[0]
-    return None if found is None else (found.subject, found.colour)
 
 
 def storyboard(studio: Studio) -> dict[str, Any]:

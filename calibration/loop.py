@@ -190,7 +190,7 @@ class Loop:
         manifest = self.bundle.manifest
         scales = [expert.guidance_scale for expert in manifest.experts]
         noised = manifest.conditioning.kind == "noised"
-        return denoise(self.device, binding, inputs, steps, manifest.experts, scales, open_expert, noised_known=noised)
+        return denoise(self.device, binding, inputs, steps, manifest.experts, scales, open_expert, noised=noised)
 
     def _axes(self) -> dict[str, int]:
         _, _, frames, height, width = self.shape

@@ -41,20 +41,21 @@ STEP_OUTPUTS = ("next_sample", "next_history", "prediction")
 class Denoiser(Protocol):
     """A family's transformer: predicts the flow velocity v = noise − x₀ for every guidance row.
 
-    `x` [1, C', F, H, W] float32 is the model's input, `mask` [1, 1, F, H, W] float32 is 1 where frames are given,
-    `text` [B, L, D] float32, `image` [1, N, D'] float32 or None. Returns [B, C, F, H, W] float32.
+    `x` [1, C', F, H, W] float32 is the model's input, `timesteps` [2] float32 are those of what is given and of what is
+    made (a model with one for all has the latter), `mask` [1, 1, F, H, W] float32 is 1 where frames are given, `text`
+    [B, L, D] float32, `image` [1, N, D'] float32 or None. Returns [B, C, F, H, W] float32.
     """
 
-    def __call__(self, x: Tensor, timestep: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor: ...
+    def __call__(self, x: Tensor, timesteps: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor: ...
 
 
 class Step(nn.Module):
     """Mask → denoiser → Σ wᵦ·vᵦ → solver matrix.
 
     `conditioning` is the manifest's `Conditioning.kind`. For `clean` and `noised`, given latents replace the sample
-    on the way in (as `known_weights`₀·known + `known_weights`₁·noise) and on the way out (as `known`), so the loop
-    ends with the given frames in place. For `channels` the model sees `known` and the mask, repeated for each of the
-    `temporal` frames in a latent frame, as further channels, and makes every frame itself.
+    on the way in (as `known_weights`₀·known + `known_weights`₁·noise, at `known_weights`₂·timestep) and on the way out
+    (as `known`), so the loop ends with the given frames in place. For `channels` the model sees `known` and the mask,
+    repeated for each of the `temporal` frames in a latent frame, as further channels, and makes every frame itself.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class Step(nn.Module):
             given = known_weights[0] * known + known_weights[1] * noise
             x = mask * given + (1 - mask) * sample
             model_input = x
-        velocity = self.denoiser(model_input, timestep, mask, text, image)
+        timesteps = torch.cat([known_weights[2:] * timestep, timestep])
+        velocity = self.denoiser(model_input, timesteps, mask, text, image)
         prediction = partial + (guidance.reshape(-1, 1, 1, 1, 1) * velocity).sum(dim=0, keepdim=True)
         stacked = torch.cat([x, history, prediction, noise], dim=0)
         updated = (coefficients @ stacked.flatten(1)).reshape(HISTORY + 1, *stacked.shape[1:])
@@ -112,7 +114,7 @@ def trace_step(
     shapes |= {
         "history": (HISTORY, geometry.channels, "F", "H", "W"),
         "mask": (1, 1, "F", "H", "W"),
-        "known_weights": (2,),
+        "known_weights": (3,),
         "timestep": (1,),
         "text": ("B", text.length, text.dim),
         "guidance": ("B",),

@@ -43,10 +43,14 @@ _ENCODER = ("encoder_first", "encoder_next")
 
 @dataclass(frozen=True)
 class Given:
-    """`known` [1, C, F, H, W] and `mask` [1, 1, F, H, W], float32; the mask is 1 where a latent frame is given."""
+    """`known` [1, C, F, H, W] and `mask` [1, 1, F, H, W], float32; the mask is 1 where a latent frame is given.
+
+    `noised`: to a model that takes clean frames, these are given at the noise level of the step.
+    """
 
     known: Latents
     mask: Latents
+    noised: bool = False
 
 
 @dataclass(frozen=True)

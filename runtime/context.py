@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -110,8 +110,12 @@ class Context:
         if manifest.conditioning.image_tokens:
             self._tokens = self._read(pieces[0].frames[-1] if request.image is None else read_image(request.image))
 
-    def given(self, window: Window, shape: Shape) -> tuple[Given, Latents | None]:
-        """What a window with latents of `shape` is given, and image tokens [1, N, D] for a model that reads them."""
+    def given(self, window: Window, shape: Shape, *, turns: bool = False) -> tuple[Given, Latents | None]:
+        """What a window with latents of `shape` is given, and image tokens [1, N, D] for a model that reads them.
+
+        One that `turns` to another prompt is given the end of the one before at the step's noise level: clean frames
+        hold what they show to its shape, and a new subject would be the old one's in another colour.
+        """
         shop, manifest = self._shop, self._shop.manifest
         image = None if window.cut else self._shown.get(window.start)
         if manifest.conditioning.kind == "channels":
@@ -125,6 +129,8 @@ class Context:
         if first is None and image is not None and window.start > 0:
             first = self.as_first(image)
         given = conditioning.given_in(window, shape, self._made | self._known, first)
+        if turns and not any(number in self._known for number in range(window.start, window.start + window.count)):
+            given = replace(given, noised=True)
         if self._patch is not None:
             self._patch.give(given, window)
             shop.leave_stage()

@@ -63,13 +63,13 @@ def denoise(
     scales: Sequence[float],
     open_expert: Callable[[Expert], Engine],
     *,
-    noised_known: bool,
+    noised: bool,
 ) -> Iterator[Step]:
     """Yield steps after they have run, each or the last of several; `binding["sample"]` then holds its result.
 
     `binding` is without `TABLES` and has been loaded with `inputs`. `scales` are the experts' guidance scales; they
     count where there is a second row of text, at steps that are guided. An expert is opened when the first of its steps
-    is due. `noised_known`: given frames enter at the step's noise level instead of clean.
+    is due. `noised`: the model takes given frames at the step's noise level, and never clean.
 
     Raises NumericError, naming the step, where the latents are no longer finite.
     """
@@ -81,7 +81,8 @@ def denoise(
             return kept
 
         timesteps = table([np.array([step.timestep], np.float32) for step in steps])
-        weights = table([np.array(_known_weights(step, noised_known), np.float32) for step in steps])
+        noised = noised or inputs.given.noised
+        weights = table([np.array(_known_weights(step, noised), np.float32) for step in steps])
         coefficients = table([step.coefficients for step in steps])
         guided = any(step.guided for step in steps) and len(inputs.text) > 1
         texts = [table([inputs.text[:1]]), *([table([inputs.text])] if guided else [])]
@@ -107,8 +108,9 @@ def denoise(
                 yield steps[first + last]
 
 
-def _known_weights(step: Step, noised_known: bool) -> tuple[float, float]:
-    return (1 - step.sigma, step.sigma) if noised_known else (1.0, 0.0)
+def _known_weights(step: Step, noised: bool) -> tuple[float, float, float]:
+    """How much of given latents and of noise enter where they are given, and at which share of the timestep."""
+    return (1 - step.sigma, step.sigma, 1.0) if noised else (1.0, 0.0, 0.0)
 
 
 def _parts(steps: Sequence[Step], experts: Sequence[Expert]) -> Iterator[tuple[Expert, int, int]]:

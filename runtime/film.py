@@ -77,6 +77,7 @@ class Film:
             self.windows = plan_back(place.latents, place.window, ending)
         anchors = Anchors(self.story) if request.anchor and len(self.windows) > 1 else None
         self._context = Context(workshop, request, place, self.before, self.after, anchors, patch)
+        self._turns = self.story.turns(self.windows)
 
     def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         """Everything that happens, new frames uint8 [T, H, W, 3] among it.
@@ -159,7 +160,8 @@ class Film:
             yield window, noise.normal((1, channels, window.count, *self.layout.cells))
 
     def _inputs(self, window: Window, noise: Latents, texts: Latents) -> Inputs:
-        given, image = self._context.given(window, (1, noise.shape[1], window.count, *self.layout.cells))
+        shape = (1, noise.shape[1], window.count, *self.layout.cells)
+        given, image = self._context.given(window, shape, turns=window in self._turns)
         start = None
         if self._original is not None:  # begins with that, at the first step's noise level
             sigma = np.float32(self._sampler.steps[0].sigma)

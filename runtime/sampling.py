@@ -101,7 +101,7 @@ class Sampler:
         scales = [float(request.guidance_scale or 1), float(request.guidance_scale_2 or 1)]
         noised = manifest.conditioning.kind == "noised"
         yield from denoise(
-            self._shop.device, binding, inputs, steps, manifest.experts, scales, self._open, noised_known=noised
+            self._shop.device, binding, inputs, steps, manifest.experts, scales, self._open, noised=noised
         )
 
     def _done(self, binding: Binding, step: Step, index: int, windows: int) -> StepDone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -42,6 +43,10 @@ class Story:
         begin = max(0, self._temporal * (first - 1) + 1 - self._context) / self._fps
         end = max(begin + 1 / self._fps, (self._temporal * (window.end - 1) + 1 - self._context) / self._fps)
         return [max(0.0, min(end, b) - max(begin, a)) / (end - begin) for a, b in pairwise(self._starts)]
+
+    def turns(self, windows: Sequence[Window]) -> frozenset[Window]:
+        """Those of a film's windows that go on from one that was told something else."""
+        return frozenset(b for a, b in pairwise(windows) if not b.cut and self.shares(a) != self.shares(b))
 
     def told(self, window: Window, rows: Rows) -> Rows:
         """The rows of text [B, L, D] of a window; `rows` are the prompts' and then, if there is one, the negative's."""

@@ -19,6 +19,8 @@ from kinograph.errors import RequestError
 from kinograph.runtime import conditioning, context
 from kinograph.runtime.clip import read_clip
 from kinograph.runtime.conditioning import Given, Piece, encode_piece, given_in
+from kinograph.runtime.denoise import Inputs
+from kinograph.runtime.sampling import Sampler
 from kinograph.runtime.windows import Window
 
 PROMPT = "a large red ball moves left on a plain navy background, flat style"
@@ -85,6 +87,22 @@ def test_windows_are_given_the_beginning_of_what_they_show(
     again = [first is not None and np.array_equal(first, beginning) for first in firsts]
     assert firsts[0] is None and again == [False] * 4 + [anchor] * 3
     assert np.array_equal(firsts[2], firsts[3]) == anchor  # the second prompt's own, once it was told alone
+
+
+def test_a_new_prompt_is_not_held_to_what_the_last_one_showed(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    noised: list[bool] = []
+    alone = Sampler.alone
+
+    def seen(sampler: Sampler, inputs: Inputs, number: int, windows: int) -> Any:
+        noised.append(inputs.given.noised)
+        return alone(sampler, inputs, number, windows)
+
+    monkeypatch.setattr(Sampler, "alone", seen)
+    frames_of(pipe, Request(prompt=PROMPT, cues=(Cue(1.5, STILL),), num_frames=53, **QUICK))
+    assert noised == [False, True, True, False]  # the second is told both, the third the new one alone
+    noised.clear()
+    frames_of(pipe, Request(prompt=PROMPT, cues=(Cue(1.5, STILL),), cuts=True, num_frames=41, **QUICK))
+    assert not any(noised)
 
 
 def test_a_cut_forgets_what_was_before(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

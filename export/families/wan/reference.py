@@ -35,11 +35,12 @@ class DiffusersDenoiser(nn.Module):
         self.transformer = transformer
         self.per_token_timestep = per_token_timestep
 
-    def forward(self, x: Tensor, timestep: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
         rows = text.shape[0]
+        timestep = timesteps[1:]
         if self.per_token_timestep:
             step = self.transformer.config.patch_size[1]
-            timestep = ((1 - mask[0, 0, :, ::step, ::step]) * timestep).flatten().unsqueeze(0)
+            timestep = torch.where(mask[0, 0, :, ::step, ::step] > 0, *timesteps).flatten().unsqueeze(0)
         velocity: Tensor = self.transformer(
             hidden_states=x.expand(rows, -1, -1, -1, -1),
             timestep=timestep.expand(rows, *timestep.shape[1:]),
@@ -76,7 +77,7 @@ def check_step(checkpoint: Path, folder: str, geometry: Geometry, conditioning: 
     values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     values["mask"] = torch.zeros(1, 1, *latents[2:])
     values["mask"][:, :, 0] = 1
-    values["known_weights"] = torch.tensor([1.0, 0.0])
+    values["known_weights"] = torch.tensor([0.9, 0.3, 0.25])
     values["timestep"] = torch.tensor([500.0])
     values["guidance"] = torch.tensor([5.0, -4.0])
     if conditioning.image_tokens:

@@ -20,7 +20,7 @@ __all__ = ["WanDenoiser"]
 class WanDenoiser(nn.Module):
     """`WanTransformer3DModel` behind the `Denoiser` protocol.
 
-    `per_token_timestep` is Wan 2.2 TI2V's: given tokens are at timestep 0, all others at t. `dtype` is the precision of
+    `per_token_timestep` is Wan 2.2 TI2V's: given tokens have a timestep of their own. `dtype` is the precision of
     the matrix products; what diffusers keeps in float32 stays float32.
     """
 
@@ -38,8 +38,8 @@ class WanDenoiser(nn.Module):
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
 
-    def forward(self, x: Tensor, timestep: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
-        """x [1, C', F, H, W], timestep [1], mask [1, 1, F, H, W], text [B, L, D] → [B, C, F, H, W], float32."""
+    def forward(self, x: Tensor, timesteps: Tensor, mask: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
+        """x [1, C', F, H, W], timesteps [2], mask [1, 1, F, H, W], text [B, L, D] → [B, C, F, H, W], float32."""
         model = self.transformer
         rows = text.shape[0]
         grid = tuple(size // patch for size, patch in zip(x.shape[2:], self.patch, strict=True))
@@ -49,7 +49,7 @@ class WanDenoiser(nn.Module):
         hidden = F.conv3d(x.to(self.dtype), model.patch_embedding.weight, model.patch_embedding.bias, stride=self.patch)
         hidden = hidden.flatten(2).transpose(1, 2)
         embedder = model.condition_embedder
-        temb, modulation = self._embed_timestep(timestep)
+        temb, modulation = self._embed_timesteps(timesteps if self.per_token_timestep else timesteps[1:])
         context = embedder.text_embedder.linear_2(
             F.gelu(embedder.text_embedder.linear_1(text.to(self.dtype)), approximate="tanh")
         )
@@ -70,13 +70,11 @@ class WanDenoiser(nn.Module):
 
     # Embeddings
 
-    def _embed_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Sinusoidal embedding → [R, D] and modulation [R, 6, D]; R = 2 (given, not given) with per-token timesteps."""
-        if self.per_token_timestep:
-            timestep = torch.cat([torch.zeros_like(timestep), timestep])
+    def _embed_timesteps(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Sinusoidal embeddings of timesteps [R] → [R, D] and modulation [R, 6, D]."""
         half = self.freq_dim // 2
         frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / half))
-        angles = timestep.unsqueeze(1) * frequencies.unsqueeze(0)
+        angles = timesteps.unsqueeze(1) * frequencies.unsqueeze(0)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
         embedder = self.transformer.condition_embedder
         hidden = embedder.time_embedder.linear_2(F.silu(embedder.time_embedder.linear_1(waves)))
