@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from kinograph.starter import drawing, world
 
-__all__ = ["FAINT", "Backdrop", "blurred", "blurs", "levelled", "likely", "picture_of", "reduced", "squared"]
+__all__ = [
+    "FAINT",
+    "Backdrop",
+    "blurred",
+    "blurs",
+    "explained",
+    "levelled",
+    "likely",
+    "picture_of",
+    "reduced",
+    "squared",
+]
 
 Array = NDArray[np.floating]
 
@@ -26,6 +37,8 @@ _OUTLIER = 60.0  # distance in 8-bit RGB from which a pixel says nothing about t
 _SLACK = 7.0  # mean distance by which a backdrop may be worse than the best and still be tried
 _TRIED = 4  # backdrops that are tried at most
 _BLURS = 3  # degrees of blur that a clip may have
+_OFF = 12.0  # levels of 255 by which a pixel may be beside what the backdrop has around it
+_OVERDRAWN = 0.2  # the same, of the contrast that the backdrop has there: details come out too strong
 FAINT = 34.0  # distance from the backdrop below which a pixel shows none of a subject
 
 
@@ -84,6 +97,25 @@ def levelled(picture: Array, pictures: Array) -> Array:
         if misfit < least:
             best, least = blurred, misfit
     return np.asarray(best, dtype=np.float32)
+
+
+def explained(pictures: Array, picture: Array, levelled: Array) -> NDArray[np.bool_]:
+    """Which pixels [T, H, W] show the backdrop, if a little off: within what it has in the three by three around.
+
+    Details of a backdrop, such as the moon, may have come out sharper, stronger or a pixel away.
+    """
+    shifted = picture + np.median(levelled - picture, axis=(0, 1))
+    around = np.concatenate([_around(levelled), _around(shifted)])
+    low, high = around.min(0), around.max(0)
+    slack = _OFF + _OVERDRAWN * (high - low)
+    return np.asarray(((pictures >= low - slack) & (pictures <= high + slack)).all(-1))
+
+
+def _around(picture: Array) -> Array:
+    """A picture [H, W, 3] as seen from each of the nine pixels around: [9, H, W, 3]."""
+    height, width = picture.shape[:2]
+    padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), "edge")
+    return np.stack([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)])
 
 
 def reduced(pictures: Array, side: int) -> Array:

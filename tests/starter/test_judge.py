@@ -100,6 +100,19 @@ def test_a_backdrop_alone_has_no_subjects(background: str) -> None:
     assert verdict == Verdict(background, "watercolour", False, ())
 
 
+@pytest.mark.parametrize("background", ["night sky", "stars", "sea"])
+@pytest.mark.parametrize("genre", list(world.GENRES))
+def test_scenery_that_is_overdrawn_is_no_subject(background: str, genre: str) -> None:
+    ball = world.Actor("ball", "red", "stays", 0.2, (0.35, 0.45), (0.35, 0.45))
+    scene = world.Scene("single", (ball,), background, genre)
+    empty = drawing.render(replace(scene, actors=()), 1, 128)[0].astype(np.float32)
+    level = np.median(empty, axis=(0, 1))
+    overdrawn = level + 1.15 * (np.roll(empty, 2, axis=1) - level)
+    clip = np.clip(drawing.render(scene, 9, 128) + overdrawn - empty, 0, 255).astype(np.uint8)
+    actors = judge(clip).actors
+    assert [(actor.subject, actor.colour) for actor in actors] == [("ball", "red")]
+
+
 @pytest.mark.parametrize("frames", [1, 2, 17])
 def test_uniform_grey_shows_nothing(frames: int) -> None:
     assert judge(np.full((frames, 64, 64, 3), 128, np.uint8)).actors == ()
