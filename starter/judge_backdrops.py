@@ -99,13 +99,14 @@ def levelled(picture: Array, pictures: Array) -> Array:
     return np.asarray(best, dtype=np.float32)
 
 
-def explained(pictures: Array, picture: Array, levelled: Array) -> NDArray[np.bool_]:
+def explained(pictures: Array, picture: Array, behind: Array) -> NDArray[np.bool_]:
     """Which pixels [T, H, W] show the backdrop, if a little off: within what it has in the three by three around.
 
-    Details of a backdrop, such as the moon, may have come out sharper, stronger or a pixel away.
+    `picture` [H, W, 3] is the backdrop as it is drawn, `behind` the same as the clip has it (`levelled`). Details, such
+    as the moon, may have come out sharper, stronger or a pixel away.
     """
-    shifted = picture + np.median(levelled - picture, axis=(0, 1))
-    around = np.concatenate([_around(levelled), _around(shifted)])
+    shifted = picture + np.median(behind - picture, axis=(0, 1))
+    around = np.concatenate([_around(behind), _around(shifted)])
     low, high = around.min(0), around.max(0)
     slack = _OFF + _OVERDRAWN * (high - low)
     return np.asarray(((pictures >= low - slack) & (pictures <= high + slack)).all(-1))
