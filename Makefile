@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO_PROMPT ?= a blue star moves right above a pink heart that grows among stars, neon style
 
-TYPED = $(addprefix -p kinograph.,bundle calibration engines runtime console) $(addprefix -m kinograph.,errors manifest cli)
+TYPED = $(addprefix -p kinograph.,bundle calibration engines runtime commands console) $(addprefix -m kinograph.,errors manifest cli)
 
 .PHONY: demo test lint clean
 

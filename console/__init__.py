@@ -74,6 +74,12 @@ class Console:
         if self._display is not None and self._task is not None:
             self._display.update(self._task, completed=done, total=total)
 
+    def staged(self, stage: str, done: int, total: int) -> None:
+        """Say how far `stage` is, which begins where another one was running."""
+        if self._current is None or self._current[0] != stage:
+            self.start_stage(stage, total)
+        self.update(done, total)
+
     def end_stage(self) -> None:
         """End the running stage, if there is one."""
         if self._current is None:

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich import box
 from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from kinograph.console import json_text
 from kinograph.errors import escape
 
 if TYPE_CHECKING:
     from kinograph.manifest import Manifest, Speed, Variant
 
-__all__ = ["describe_speed", "doctor_text", "manifest_text", "rendered"]
+__all__ = ["describe_speed", "doctor_text", "manifest_json", "manifest_text", "rendered"]
 
 _PLAIN_WIDTH = 160  # columns where stdout is no terminal: wide enough that no figure is cut
 
@@ -26,6 +28,11 @@ def manifest_text(manifest: Manifest) -> str:
     """A bundle's facts and its components, for people."""
     tables = [_components(manifest), *([_engines(manifest)] if manifest.engines else [])]
     return rendered(_facts(_manifest_facts(manifest)), *tables)
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """All of a bundle's manifest, for programs."""
+    return json_text(msgspec.to_builtins(manifest))
 
 
 def doctor_text(report: Mapping[str, Any]) -> str:
