@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
-from torch.nn.attention import sdpa_kernel
 
 from kinograph.starter import captions, world
-from kinograph.starter.dit_training import attention, is_muon
+from kinograph.starter.attention import attention
+from kinograph.starter.dit_training import is_muon
 from kinograph.starter.loop import Budget, Loop, save_atomically
 from kinograph.starter.model import FLOW_SHIFT, encode_text, few_steps_scheduler
 from kinograph.starter.precision import mixed_precision
@@ -64,7 +64,7 @@ def _velocity(
     transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
 ) -> torch.Tensor:
     """The velocity of latents [B, C, F, H, W] at timesteps [B], 0 to 1000; float32."""
-    with mixed_precision(latents.device), sdpa_kernel(attention(latents.device)):
+    with mixed_precision(latents.device), attention(latents.device):
         return transformer(latents, timestep, text, return_dict=False)[0].float()
 
 

@@ -21,17 +21,17 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import UMT5EncoderModel
 
 from kinograph.starter import captions, world
+from kinograph.starter.attention import attention
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import FLOW_SHIFT, encode_tokens, tokenize
 from kinograph.starter.precision import mixed_precision
 from kinograph.starter.text_training import ABOUT_ACTORS, world_tokenizer
 
-__all__ = ["attention", "given_frames", "is_muon", "train_dit"]
+__all__ = ["given_frames", "is_muon", "train_dit"]
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,6 @@ def given_frames(frames: int, rng: np.random.Generator, *, late: bool = False) -
 def is_muon(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon trains this weight: the matrices inside the transformer's blocks."""
     return parameter.ndim == 2 and "transformer.blocks." in name
-
-
-def attention(device: torch.device) -> list[SDPBackend]:
-    """The fastest attention to train with: on a CPU the flash kernel's backward is slower than plain products."""
-    return [SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
 class _Halfway:
@@ -177,7 +172,7 @@ def _loss(
     timesteps = 1000 * sigma  # one for a whole clip is the same as one for each token, and a third faster
     if given.any():
         timesteps = (1000 * sigmas).view(batch, frames, 1).expand(-1, -1, tokens).reshape(batch, -1)
-    with mixed_precision(latents.device), sdpa_kernel(attention(latents.device)):
+    with mixed_precision(latents.device), attention(latents.device):
         velocity = module["transformer"](noisy, timesteps, text, return_dict=False)[0]
         scores = module["naming"](halfway.hidden)
     weight = (1 + _FOREGROUND * (1 - covered[:, :1]) * (1 - sigmas)) * ~given.view(batch, 1, frames, 1, 1)
