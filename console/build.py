@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kinograph.engines.bundled import write_engines
 from kinograph.engines.cache import EngineCache
-from kinograph.engines.obtain import obtain
-from kinograph.engines.origin import Card, Portability, origin, streams
+from kinograph.engines.obtain import Supply
+from kinograph.engines.origin import Card, Origin, Portability, sources, streams
 from kinograph.engines.tensorrt import capabilities
 from kinograph.engines.tensorrt_module import FULL, RTX
 from kinograph.engines.tensorrt_toolkit import TensorRT
@@ -21,7 +21,6 @@ from kinograph.runtime.sizes import component_axes
 if TYPE_CHECKING:
     from kinograph.bundle import Bundle
     from kinograph.console import Console
-    from kinograph.engines.protocol import Axes
     from kinograph.manifest import Manifest
 
 __all__ = ["BuildJob", "build", "card_text", "described"]
@@ -70,13 +69,15 @@ def build(job: BuildJob, console: Console, cache: EngineCache | None = None) -> 
     console.start_stage("load")
     built, cards = [], []
     with open_bundle(job.bundle) as bundle:
+        supply = Supply(cache, toolkit, bundle, lambda phase, done, total: console.update(done, total), job.workspace)
         precisions = {name: _precision(bundle.manifest, name, job.variant) for name in bundle.manifest.components}
         frames, height, width = _sizes(bundle.manifest, job)
         sizes = component_axes(bundle.manifest, precisions, (frames, frames), height, width, bundle.manifest.components)
         for component, axes in sizes.items():
             for place in places:
                 console.start_stage(f"{component}, sm{place.capability}")
-                card, new = _obtain(cache, bundle, component, precisions[component], axes, toolkit, place, job, console)
+                wanted = _origin(bundle, component, precisions[component], toolkit, place, job)
+                card, new = supply.obtain(wanted, axes, axes)
                 cards.append(card)
                 path = None if job.output is None else _put(cache, card, Path(job.output), job.force)
                 built.append(described(card) | {"built": new, "file": path, "bundle_sha256": bundle.digest})
@@ -153,21 +154,11 @@ def _places(job: BuildJob) -> list[Place]:
     return [place]
 
 
-def _obtain(
-    cache: EngineCache,
-    bundle: Bundle,
-    component: str,
-    precision: str,
-    axes: Axes,
-    toolkit: TensorRT,
-    place: Place,
-    job: BuildJob,
-    console: Console,
-) -> tuple[Card, bool]:
-    wanted = origin(
-        bundle,
-        component,
-        precision,
+def _origin(bundle: Bundle, component: str, precision: str, toolkit: TensorRT, place: Place, job: BuildJob) -> Origin:
+    return Origin(
+        component=component,
+        precision=precision,
+        sources=sources(bundle, component, precision),
         builder=toolkit.version,
         capability=place.capability,
         device=place.device,
@@ -175,11 +166,6 @@ def _obtain(
         later_versions=job.later_versions,
         gpus=job.gpus,
     )
-
-    def progress(phase: str, done: int, total: int) -> None:
-        console.update(done, total)
-
-    return obtain(cache, toolkit, bundle, wanted, axes, axes, progress, job.workspace)
 
 
 def _put(cache: EngineCache, card: Card, folder: Path, force: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from kinograph.engines.protocol import Axes, Contents
     from kinograph.engines.tensorrt import Built
 
-__all__ = ["Card", "Origin", "Portability", "origin", "streams", "weight_bytes"]
+__all__ = ["Card", "Origin", "Portability", "sources", "streams", "weight_bytes"]
 
 _FUSED = "_gemm_mha"  # in the name of a layer that does attention in one kernel
 _AMPERE = 80
@@ -23,9 +24,10 @@ Portability = Literal["same-capability", "ampere-plus"]
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """What decides whether an engine is the one that is wanted, whatever its sizes.
 
-    `sources` is the sha256 over the graph's and its weights' own. `device` is the GPU's name where the builder timed
-    its choices on that GPU. An engine that `streams` can leave weights in the host's memory; one for `later_versions`
-    runs on those of its builder too, and one for `gpus` on more than the GPU that it was built on.
+    `sources` is what the function of that name gives, `kinograph` the version that is installed. `device` is the GPU's
+    name where the builder timed its choices on that GPU. An engine that `streams` can leave weights in the host's
+    memory; one for `later_versions` runs on those of its builder too, and one for `gpus` on more than the GPU that it
+    was built on.
     """
 
     component: str
@@ -33,7 +35,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     sources: str
     builder: str
     capability: int
-    kinograph: str
+    kinograph: str = msgspec.field(default_factory=lambda: version("kinograph"))
     device: str | None = None
     streams: bool = False
     later_versions: bool = False
@@ -122,37 +124,13 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return f"{self.origin.component}.{self.origin.precision}.sm{self.origin.capability}.engine"
 
 
-def origin(
-    contents: Contents,
-    component: str,
-    precision: str,
-    *,
-    builder: str,
-    capability: int,
-    device: str | None,
-    streams: bool = False,
-    later_versions: bool = False,
-    gpus: Portability | None = None,
-) -> Origin:
-    """Where an engine of a component would come from."""
-    from importlib.metadata import version
-
+def sources(contents: Contents, component: str, precision: str) -> str:
+    """The sha256 over the sha256 of a component's graph and of its weights' files."""
     variant = contents.component(component).variants[precision]
     total = hashlib.sha256()
     for name in (variant.graph, *variant.weights):
         total.update(contents.sha256(name).encode())
-    return Origin(
-        component=component,
-        precision=precision,
-        sources=total.hexdigest(),
-        builder=builder,
-        capability=capability,
-        kinograph=version("kinograph"),
-        device=device,
-        streams=streams,
-        later_versions=later_versions,
-        gpus=gpus,
-    )
+    return total.hexdigest()
 
 
 def weight_bytes(contents: Contents, component: str, precision: str) -> int:

@@ -11,8 +11,8 @@ from kinograph.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTa
 from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.launch import LONGEST, Launcher
 from kinograph.engines.needs import runs_on
-from kinograph.engines.obtain import obtain
-from kinograph.engines.origin import Card, Origin, origin, streams, weight_bytes
+from kinograph.engines.obtain import Supply
+from kinograph.engines.origin import Card, Origin, sources, streams, weight_bytes
 from kinograph.engines.tensorrt_engine import Arena, TensorRTEngine
 from kinograph.errors import EngineError, UsageError
 
@@ -132,7 +132,7 @@ class TensorRTDevice:
             return found
         planned = self._axes.get(component, needed)
         axes = planned if _within(needed, planned) else needed
-        return obtain(self.cache, self.toolkit, bundle, wanted, needed, axes, self._progress)[0]
+        return Supply(self.cache, self.toolkit, bundle, self._progress).obtain(wanted, needed, axes)[0]
 
     def load(self, bundle: Contents, component: str, precision: str, needed: Axes) -> tuple[Card, Plan]:
         """An engine for these sizes, on the GPU. One that is not what its card says is built again."""
@@ -162,10 +162,10 @@ class TensorRTDevice:
             self.on_build(phase, done, total)
 
     def _origin(self, bundle: Contents, component: str, precision: str) -> Origin:
-        return origin(
-            bundle,
-            component,
-            precision,
+        return Origin(
+            component=component,
+            precision=precision,
+            sources=sources(bundle, component, precision),
             builder=self.toolkit.version,
             capability=self.gpu.capability,
             device=self.gpu.name if self.toolkit.times else None,

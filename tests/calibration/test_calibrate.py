@@ -22,7 +22,7 @@ from kinograph.cli import main
 from kinograph.console.judges import JUDGES
 from kinograph.engines.bundled import write_engines
 from kinograph.engines.cache import EngineCache
-from kinograph.engines.origin import Card, origin
+from kinograph.engines.origin import Card, Origin, sources
 from kinograph.engines.tensorrt import Built
 from kinograph.errors import NumericError, RequestError, UsageError
 
@@ -183,7 +183,13 @@ def test_engines_of_a_replaced_variant_go_with_it(tmp_path: Path, starter_copy: 
     cards = []
     with Bundle.open(path) as bundle:
         for precision in ("fp32", "int4-weights"):
-            wanted = origin(bundle, "text_encoder", precision, builder="TensorRT 1", capability=89, device=None)
+            wanted = Origin(
+                component="text_encoder",
+                precision=precision,
+                sources=sources(bundle, "text_encoder", precision),
+                builder="TensorRT 1",
+                capability=89,
+            )
             cards.append(Card.of(wanted, {"L": (1, 40)}, Built(precision.encode(), (), 1, 1)))
             cache.write(cards[-1], precision.encode())
         write_engines(bundle, cards, cache)
