@@ -26,8 +26,9 @@ __all__ = ["decode"]
 @quiet_option
 def decode(latents: str, bundle: str | None, quiet: bool, **options: Any) -> None:
     """Make the video of LATENTS, kept by `generate --latents`, with BUNDLE or the built-in starter model."""
+    from kinograph.console.decode import DecodeJob
     from kinograph.console.decode import decode as run
 
     with Console(quiet=quiet) as console:
-        count = run(latents, bundle, console=console, **options)
+        count = run(DecodeJob(latents, bundle, **options), console)
     click.echo(f"{escape(options['output'])}: {count} frames")

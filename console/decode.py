@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import kinograph
 from kinograph.console import Console
@@ -10,36 +11,39 @@ from kinograph.runtime.audio import check_audio
 from kinograph.runtime.latents import cuts_of, read_latents
 from kinograph.runtime.video import VideoWriter, check_codec, check_output
 
-__all__ = ["decode"]
+__all__ = ["DecodeJob", "decode"]
 
 
-def decode(
-    latents: str,
-    bundle: str | None,
-    *,
-    output: str,
-    fps: float | None,
-    codec: str | None,
-    audio: str | None,
-    device: str,
-    variant: str | None,
-    force: bool,
-    console: Console,
-) -> int:
-    """Write the video of a file of latents; returns how many frames it has."""
-    check_output(output, force)
-    check_codec(output, codec)
-    if audio is not None:
-        check_audio(audio, output)
-    values, about = read_latents(Path(latents))
+class DecodeJob(NamedTuple):
+    """What one `decode` is to do: a video of `latents`, a file; without `fps` it has the bundle's."""
+
+    latents: str
+    bundle: str | None
+    device: str
+    variant: str | None
+    output: str
+    fps: float | None
+    codec: str | None
+    audio: str | None
+    force: bool
+
+
+def decode(job: DecodeJob, console: Console) -> int:
+    """Write the video; returns how many frames it has. Raises any KinographError."""
+    check_output(job.output, job.force)
+    check_codec(job.output, job.codec)
+    if job.audio is not None:
+        check_audio(job.audio, job.output)
+    values, about = read_latents(Path(job.latents))
     console.start_stage("load")
-    with kinograph.load(bundle, device=device, variant=variant) as pipe:
-        geometry, rate = pipe.bundle.manifest.geometry, fps or pipe.bundle.manifest.defaults.fps
+    with kinograph.load(job.bundle, device=job.device, variant=job.variant) as pipe:
+        geometry, fps = pipe.bundle.manifest.geometry, job.fps or pipe.bundle.manifest.defaults.fps
         height, width = (side * geometry.spatial for side in values.shape[-2:])
         console.start_stage("decode", None, "frames")
-        events = pipe.decode(values, cuts_of(about, values.shape[2]))
-        with VideoWriter(output, width=width, height=height, fps=rate, codec=codec, audio=audio, force=force) as writer:
-            for event in events:
+        with VideoWriter(
+            job.output, width=width, height=height, fps=fps, codec=job.codec, audio=job.audio, force=job.force
+        ) as writer:
+            for event in pipe.decode(values, cuts_of(about, values.shape[2])):
                 writer.write(event.frames)
                 console.update(writer.frames_written, event.total)
             return writer.frames_written
