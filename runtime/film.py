@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,6 +79,13 @@ class Film:
         anchors = Anchors(self.story) if request.anchor and len(self.windows) > 1 else None
         self._context = Context(workshop, request, place, self.before, self.after, anchors, patch)
         self._turns = self.story.turns(self.windows)
+        for start in self.story.unheard(self.windows):
+            seconds = float((request.num_frames or 0) / (request.fps or 1))
+            warnings.warn(
+                f"a prompt that begins at {start:g} s has no part in a film of {seconds:.1f} s. Use more --seconds, or "
+                "let it begin earlier",
+                stacklevel=2,
+            )
 
     def run(self, done: Latents | None = None) -> Generator[StageStarted | StepDone | WindowDone | Pixels, None, None]:
         """Everything that happens, new frames uint8 [T, H, W, 3] among it.

@@ -48,6 +48,11 @@ class Story:
         """Those of a film's windows that go on from one that was told something else."""
         return frozenset(b for a, b in pairwise(windows) if not b.cut and self.shares(a) != self.shares(b))
 
+    def unheard(self, windows: Sequence[Window]) -> list[float]:
+        """When prompts begin, in seconds, that are in force for nothing of a film."""
+        most = np.max([self.shares(window) for window in windows], axis=0)
+        return [start for start, share in zip(self._starts[:-1], most, strict=True) if share == 0]
+
     def told(self, window: Window, rows: Rows) -> Rows:
         """The rows of text [B, L, D] of a window; `rows` are the prompts' and then, if there is one, the negative's."""
         count = len(self.prompts)

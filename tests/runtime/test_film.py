@@ -238,7 +238,9 @@ def test_prompts_follow_each_other(pipe: Pipeline) -> None:
     told = frames_of(pipe, Request(prompt=PROMPT, cues=cues, num_frames=41, num_inference_steps=8))
     plain = frames_of(pipe, Request(prompt=PROMPT, num_frames=41, num_inference_steps=8))
     assert not np.array_equal(told[-12:], plain[-12:])
-    fewer = frames_of(pipe, Request(prompt=PROMPT, cues=(Cue(9.0, "a ball"),), num_frames=41, num_inference_steps=8))
+    beyond = Request(prompt=PROMPT, cues=(Cue(9.0, "a ball"),), num_frames=41, num_inference_steps=8)
+    with pytest.warns(UserWarning, match=r"a prompt that begins at 9 s has no part in a film of 2\.6 s"):
+        fewer = frames_of(pipe, beyond)
     assert np.array_equal(fewer, plain)  # it never comes to that
 
 
@@ -277,7 +279,7 @@ def test_a_run_goes_on_to_the_same_film(pipe: Pipeline) -> None:
         ({"remix": "x.mp4", "after": "x.mp4"}, "cannot be continued as well"),
         ({"loop": True, "after": "x.mp4"}, "Leave out --loop"),
         ({"cues": (Cue(2.0, "a"), Cue(1.0, "b"))}, "Put them in order"),
-        ({"cues": (Cue(2.0, "ball " * 1000),)}, "tokens"),
+        ({"cues": (Cue(1.0, "ball " * 1000),)}, "tokens"),
     ],
 )
 def test_what_cannot_be_done_is_said_first(pipe: Pipeline, fields: dict[str, object], said: str) -> None:

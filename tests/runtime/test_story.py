@@ -26,3 +26,12 @@ def test_a_cut_goes_on_from_nothing() -> None:
     story = Story(Request(prompt="one", fps=4.0, cues=TOLD.cues, cuts=True), temporal=4, context=0)
     windows = plan(21, 5, 2, cuts=story.cuts(21))
     assert any(window.cut for window in windows) and not story.turns(windows)
+
+
+def test_prompts_that_are_never_heard_are_found() -> None:
+    heard = Story(TOLD, temporal=4, context=0)
+    assert heard.unheard(plan(21, 5, 2)) == []
+    assert heard.unheard(plan(8, 5, 2)) == [8.0]  # 29 frames are 7.25 s
+    close = Request(prompt="one", fps=4.0, cues=(Cue(8.0, "two"), Cue(8.1, "three")), cuts=True)
+    story = Story(close, temporal=4, context=0)
+    assert story.unheard(plan(21, 5, 2, cuts=story.cuts(21))) == [8.0]
