@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from kinograph.starter.model import FLOW_SHIFT, encode_tokens, tokenize
 from kinograph.starter.precision import mixed_precision
 from kinograph.starter.text_training import ABOUT_ACTORS, world_tokenizer
 
-__all__ = ["given_frames", "is_muon", "train_dit"]
+__all__ = ["Draws", "given_frames", "is_muon", "train_dit"]
 
 log = logging.getLogger(__name__)
 
@@ -90,28 +91,39 @@ def _head(width: int, scores: int) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, scores))
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What steps are trained on: batches of a cache's clips, which in a share `conditioned` are given clean frames."""
+
+    cache: Cache
+    seed: int
+    batch: int
+    conditioned: float
+    device: torch.device
+
+
 class _Batches:
     """What a step is trained on, drawn on the device from a cache that lies there: no step waits for the CPU.
 
     Every clip is told in several captions, tokenized beforehand.
     """
 
-    def __init__(self, cache: Cache, seed: int, device: torch.device, conditioned: float) -> None:
-        self.conditioned = conditioned
+    def __init__(self, draws: Draws) -> None:
+        self.draws, cache, device = draws, draws.cache, draws.device
         self.latents, self.shares = cache.latents.to(device), cache.shares.to(device)
         self.firsts = cache.firsts.to(device)
         self.shown = _shown(cache.scenes).to(device)
-        rng = np.random.default_rng((seed, 5))
+        rng = np.random.default_rng((draws.seed, 5))
         texts = [captions.caption(scene, rng) for scene in cache.scenes for _ in range(_CAPTIONS)]
         self.tokens = tokenize(world_tokenizer(), [*texts, ""]).input_ids.to(device)
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    def draw(self, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         """Latents [B, C, F, H, W], what each cell shows [B, K, F, H, W], given frames [B, F] and tokens [B, L]."""
-        device, frames = self.latents.device, self.latents.shape[2]
+        device, frames, count = self.draws.device, self.latents.shape[2], self.draws.batch
         early = len(self.latents) - len(self.firsts)
         chosen, given = rng.integers(early, size=count), np.zeros((count, frames), bool)
         anchored = np.zeros(count, bool)
-        if rng.random() < self.conditioned:
+        if rng.random() < self.draws.conditioned:
             late = rng.random(count) < (_LATE if len(self.firsts) else 0)
             chosen = np.where(late, early + rng.integers(max(1, len(self.firsts)), size=count), chosen)
             given = np.stack([given_frames(frames, rng, late=bool(one)) for one in late])
@@ -189,20 +201,12 @@ def _loss(
 def train_dit(
     folder: Path,
     budget: Budget,
-    cache: Cache,
+    draws: Draws,
     text_encoder: UMT5EncoderModel,
     transformer: WanTransformer3DModel,
-    *,
-    seed: int,
-    batch: int,
-    conditioned: float,
-    device: torch.device,
 ) -> nn.ModuleDict:
-    """Train the transformer within the budget, resuming from `folder`; returns averaged weights, text encoder too.
-
-    `conditioned` is the share of batches whose clips are given clean frames.
-    """
-    torch.manual_seed(seed)
+    """Train the transformer within the budget, resuming from `folder`; returns averaged weights, text encoder too."""
+    torch.manual_seed(draws.seed)
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     module = nn.ModuleDict(
         {
@@ -210,16 +214,16 @@ def train_dit(
             "text_encoder": text_encoder.requires_grad_(False),
             "naming": _head(width, _PATCH * _PATCH * sum(_VALUES)),
         }
-    ).to(device)
+    ).to(draws.device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)
     halfway = _Halfway(transformer.blocks)
     for block in transformer.blocks:
         block.compile()
-    rng = np.random.default_rng((seed, loop.step))
+    rng = np.random.default_rng((draws.seed, loop.step))
     batches: _Batches | None = None
     for _ in loop.steps():
-        batches = batches or _Batches(cache, seed, device, conditioned)
-        latents, covered, given, tokens = batches.draw(batch, rng)
+        batches = batches or _Batches(draws)
+        latents, covered, given, tokens = batches.draw(rng)
         with torch.no_grad():
             text = encode_tokens(module["text_encoder"], tokens)
         loss, naming = _loss(module, halfway, text, latents, covered, given)

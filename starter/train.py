@@ -22,7 +22,7 @@ from transformers import UMT5EncoderModel
 
 from kinograph.starter import model
 from kinograph.starter.distillation import Teaching, train_few_steps, write_trajectories
-from kinograph.starter.dit_training import train_dit
+from kinograph.starter.dit_training import Draws, train_dit
 from kinograph.starter.latents import encode_world, load_cache
 from kinograph.starter.loop import Budget
 from kinograph.starter.text_training import train_text, world_tokenizer
@@ -113,17 +113,8 @@ def _dit(run: Run) -> nn.ModuleDict:
     if run.start is not None:
         begun = WanTransformer3DModel.from_pretrained(run.start, subfolder="transformer", torch_dtype=torch.float32)
         transformer.load_state_dict(begun.state_dict())
-    return train_dit(
-        run.folder,
-        budget,
-        cache,
-        _text(run),
-        transformer,
-        seed=run.seed,
-        batch=32 * run.scale,
-        conditioned=run.conditioned,
-        device=run.device,
-    )
+    draws = Draws(cache, run.seed, 32 * run.scale, run.conditioned, run.device)
+    return train_dit(run.folder, budget, draws, _text(run), transformer)
 
 
 def _trajectories(run: Run) -> None:

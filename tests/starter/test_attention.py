@@ -42,6 +42,12 @@ def test_it_is_what_pytorch_computes(dtype: str, bound: float, keys: int, monkey
         assert error <= bound
 
 
+def test_a_mask_is_refused() -> None:
+    query = torch.zeros(1, 4, 1, 8)
+    with pytest.raises(ValueError, match="attn_mask=None"):
+        attention._attend(query, query, query, attn_mask=torch.ones(4, 4))
+
+
 def test_wans_transformer_trains_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = model.make_transformer(model.LAYOUTS["quarter"])
     noisy, text = (
