@@ -314,6 +314,10 @@ class Manifest(_Struct, frozen=True):
     preview: Preview | None = None
     judge: Label | None = None
 
+    def expert_at(self, timestep: float) -> Expert:
+        """The expert for a step: the first whose boundary its timestep is not below."""
+        return next(expert for expert in self.experts if timestep >= expert.boundary)
+
 
 _AXIS = re.compile(r"^(?:([0-9]+)\*)?([BLFHW])\Z")
 

@@ -29,6 +29,7 @@ MANIFEST_NAME = "bundle.json"
 
 _MAX_NESTING = 32  # a manifest needs 8
 _MAX_FILES = 256  # an open bundle keeps a descriptor for each; 1024 is the usual limit of a process
+_MAX_EXPERTS = 2  # a request has two guidance scales
 _MAX_DEPTH = 8  # folders
 _MAX_PART = 255  # bytes, what file systems allow
 _MAX_NAME = 1024  # bytes
@@ -277,6 +278,8 @@ def _expert_problems(manifest: Manifest) -> Iterator[str]:
     for index, expert in enumerate(manifest.experts):
         if expert.component not in manifest.components:
             yield f"experts[{index}].component: there is no component '{printable(expert.component)}'"
+    if len(manifest.experts) > _MAX_EXPERTS:
+        yield f"experts: there are {len(manifest.experts)}, expected at most {_MAX_EXPERTS}"
     boundaries = [expert.boundary for expert in manifest.experts]
     if any(later >= earlier for earlier, later in pairwise(boundaries)):
         yield f"experts: the boundaries are {printable(boundaries)}, expected each below the one before"

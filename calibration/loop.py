@@ -16,7 +16,7 @@ from kinograph.engines.protocol import Contents, Device, Engine
 from kinograph.manifest import Expert
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.conditioning import Given, given_start, image_tokens, nothing_given
-from kinograph.runtime.denoise import TABLES, Inputs, denoise, load_inputs
+from kinograph.runtime.denoise import TABLES, Inputs, Model, denoise, load_inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.noise import normal
 from kinograph.runtime.solvers import Step, schedule
@@ -160,7 +160,7 @@ class Loop:
 
     def expert(self, step: Step) -> Expert:
         """Whose step it is."""
-        return next(e for e in self.bundle.manifest.experts if step.timestep >= e.boundary)
+        return self.bundle.manifest.expert_at(step.timestep)
 
     def velocities(self, engine: Engine, moments: Sequence[Moment]) -> list[Latents]:
         """What an engine makes of what went into `moments`, which are all of its component."""
@@ -188,9 +188,8 @@ class Loop:
         self, binding: Binding, inputs: Inputs, steps: Sequence[Step], open_expert: Callable[[Expert], Engine]
     ) -> Iterator[Step]:
         manifest = self.bundle.manifest
-        scales = [expert.guidance_scale for expert in manifest.experts]
-        noised = manifest.conditioning.kind == "noised"
-        return denoise(self.device, binding, inputs, steps, manifest.experts, scales, open_expert, noised=noised)
+        model = Model(manifest, [expert.guidance_scale for expert in manifest.experts], open_expert)
+        return denoise(self.device, binding, inputs, steps, model)
 
     def _axes(self) -> dict[str, int]:
         _, _, frames, height, width = self.shape

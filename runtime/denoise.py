@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from kinograph.engines.protocol import Device, Engine, Table
 from kinograph.errors import NumericError
-from kinograph.manifest import Expert
+from kinograph.manifest import Expert, Manifest
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.conditioning import Given
 from kinograph.runtime.solvers import Step
 
-__all__ = ["TABLES", "Inputs", "denoise", "load_inputs"]
+__all__ = ["TABLES", "Inputs", "Model", "denoise", "load_inputs"]
 
 Latents = npt.NDArray[np.float32]
 
@@ -44,6 +44,29 @@ class Inputs:
     start: Latents | None = None
 
 
+@dataclass(frozen=True)
+class Model:
+    """What predicts: the experts of `manifest`, the guidance scale of each, and how one is opened."""
+
+    manifest: Manifest
+    scales: Sequence[float]
+    open: Callable[[Expert], Engine]
+
+    @property
+    def noised(self) -> bool:
+        """Whether it takes given frames at the step's noise level, and never clean."""
+        return self.manifest.conditioning.kind == "noised"
+
+    def parts(self, steps: Sequence[Step]) -> Iterator[tuple[Expert, float, range]]:
+        """Every expert in turn, its scale, and which of the steps are its own."""
+        scales = {e.component: scale for e, scale in zip(self.manifest.experts, self.scales, strict=True)}
+        start = 0
+        for expert, group in groupby(steps, lambda step: self.manifest.expert_at(step.timestep)):
+            end = start + len(list(group))
+            yield expert, scales[expert.component], range(start, end)
+            start = end
+
+
 def load_inputs(binding: Binding, inputs: Inputs) -> None:
     """Write everything that does not change from step to step, but what is in `TABLES`."""
     binding.write("sample", inputs.noise if inputs.start is None else inputs.start)
@@ -59,17 +82,12 @@ def denoise(
     binding: Binding,
     inputs: Inputs,
     steps: Sequence[Step],
-    experts: Sequence[Expert],
-    scales: Sequence[float],
-    open_expert: Callable[[Expert], Engine],
-    *,
-    noised: bool,
+    model: Model,
 ) -> Iterator[Step]:
     """Yield steps after they have run, each or the last of several; `binding["sample"]` then holds its result.
 
-    `binding` is without `TABLES` and has been loaded with `inputs`. `scales` are the experts' guidance scales; they
-    count where there is a second row of text, at steps that are guided. An expert is opened when the first of its steps
-    is due. `noised`: the model takes given frames at the step's noise level, and never clean.
+    `binding` is without `TABLES` and has been loaded with `inputs`. The model's guidance scales count where there is a
+    second row of text, at steps that are guided. An expert is opened when the first of its steps is due.
 
     Raises NumericError, naming the step, where the latents are no longer finite.
     """
@@ -81,45 +99,36 @@ def denoise(
             return kept
 
         timesteps = table([np.array([step.timestep], np.float32) for step in steps])
-        noised = noised or inputs.given.noised
+        noised = model.noised or inputs.given.noised
         weights = table([np.array(_known_weights(step, noised), np.float32) for step in steps])
         coefficients = table([step.coefficients for step in steps])
         guided = any(step.guided for step in steps) and len(inputs.text) > 1
         texts = [table([inputs.text[:1]]), *([table([inputs.text])] if guided else [])]
         # v = v₋ + g·(v₊ − v₋) over the rows (prompt, negative prompt): classifier-free guidance, arXiv:2207.12598
         alone = table([np.ones(1, np.float32)])
-        both = table([np.array([scale, 1 - scale], np.float32) for scale in scales])
+        for expert, scale, numbers in model.parts(steps):
+            both = table([np.array([scale, 1 - scale], np.float32)])
 
-        for expert, first, end in _parts(steps, experts):
-
-            def body(number: int, first: int = first, expert: Expert = expert) -> None:
-                step, two = first + number, guided and steps[first + number].guided
+            def body(number: int, numbers: range = numbers, both: Table = both) -> None:
+                step = numbers[number]
+                two = guided and steps[step].guided
                 binding.use("timestep", timesteps[step])
                 binding.use("known_weights", weights[step])
                 binding.use("coefficients", coefficients[step])
                 binding.use("text", texts[two][0])
-                binding.use("guidance", both[experts.index(expert)] if two else alone[0])
+                binding.use("guidance", both[0] if two else alone[0])
                 binding.run()
                 binding.advance()
 
-            binding.attach(open_expert(expert))
-            for last in device.repeat(body, end - first):
-                _check(binding, steps[first + last])
-                yield steps[first + last]
+            binding.attach(model.open(expert))
+            for last in device.repeat(body, len(numbers)):
+                _check(binding, steps[numbers[last]])
+                yield steps[numbers[last]]
 
 
 def _known_weights(step: Step, noised: bool) -> tuple[float, float, float]:
     """How much of given latents and of noise enter where they are given, and at which share of the timestep."""
     return (1 - step.sigma, step.sigma, 1.0) if noised else (1.0, 0.0, 0.0)
-
-
-def _parts(steps: Sequence[Step], experts: Sequence[Expert]) -> Iterator[tuple[Expert, int, int]]:
-    """Every expert in turn, with the first of its steps and the one after its last."""
-    start = 0
-    for expert, group in groupby(steps, lambda step: next(e for e in experts if step.timestep >= e.boundary)):
-        end = start + len(list(group))
-        yield expert, start, end
-        start = end
 
 
 def _check(binding: Binding, step: Step) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.runtime.binding import Binding
-from kinograph.runtime.denoise import TABLES, Inputs, denoise, load_inputs
+from kinograph.runtime.denoise import TABLES, Inputs, Model, denoise, load_inputs
 from kinograph.runtime.events import StepDone
 from kinograph.runtime.preview import preview_frames
 from kinograph.runtime.solvers import Step, schedule
@@ -86,8 +86,7 @@ class Sampler:
     def _binding(self, inputs: Inputs) -> Binding:
         """Buffers for these inputs, with the first step's engine."""
         _, _, frames, height, width = inputs.noise.shape
-        first = next(e for e in self._shop.manifest.experts if self.steps[0].timestep >= e.boundary)
-        engine = self._open(first)
+        engine = self._open(self._shop.manifest.expert_at(self.steps[0].timestep))
         return Binding(self._shop.device, engine, {"F": frames, "H": height, "W": width}, without=TABLES)
 
     def _open(self, expert: Expert) -> Engine:
@@ -99,10 +98,8 @@ class Sampler:
     def _run(self, binding: Binding, inputs: Inputs, steps: Sequence[Step]) -> Iterator[Step]:
         request, manifest = self._request, self._shop.manifest
         scales = [float(request.guidance_scale or 1), float(request.guidance_scale_2 or 1)]
-        noised = manifest.conditioning.kind == "noised"
-        yield from denoise(
-            self._shop.device, binding, inputs, steps, manifest.experts, scales, self._open, noised=noised
-        )
+        model = Model(manifest, scales[: len(manifest.experts)], self._open)
+        yield from denoise(self._shop.device, binding, inputs, steps, model)
 
     def _done(self, binding: Binding, step: Step, index: int, windows: int) -> StepDone:
         preview = self._shop.manifest.preview

@@ -202,6 +202,11 @@ HOSTILE: list[tuple[str, Tamper, str]] = [
     ("unlisted-tokenizer", renamed(TOKENIZER, "other.json"), "text.tokenizer: 'tokenizer.json' is not in files"),
     ("distant-weights", field("components.step.variants.fp32.weights", [TOKENIZER]), "not beside the graph"),
     ("unknown-expert", field("experts", [{"component": "steps"}]), "no component 'steps'"),
+    (
+        "three-experts",
+        field("experts", [{"component": "step", "boundary": boundary} for boundary in (900, 500, 0)]),
+        "experts: there are 3, expected at most 2",
+    ),
     ("gap-in-experts", field("experts", [{"component": "step", "boundary": 1}]), "no timestep may be left over"),
     ("no-image-encoder", field("conditioning.image_tokens", True), "'image_encoder'"),
 ]
