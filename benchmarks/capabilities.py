@@ -189,7 +189,7 @@ def extension(studio: Studio) -> dict[str, Any]:
 
 def join(studio: Studio) -> dict[str, Any]:
     """Two films of one subject joined, and videos led back to their beginning."""
-    smooth, loops, sheet = [], [], []
+    smooth, ends, loops, sheet = [], [], [], []
     count = max(1, studio.options.cases // 2)
     for number, scene in enumerate(scenes(count, STEADY, 73)):
         clip = drawing.render(scene, FRAMES, SIDE)
@@ -197,12 +197,19 @@ def join(studio: Studio) -> dict[str, Any]:
         frames = studio.make(main_caption(scene), seed=number, before=path, after=path)
         made = len(frames) - 2 * FRAMES
         smooth.append(max(seam(frames, FRAMES), seam(frames, FRAMES + made)) <= SMOOTH)
+        ends += [decibels(frames[:FRAMES], clip), decibels(frames[-FRAMES:], clip)]
         looped = studio.make(main_caption(scene), seed=number, loop=True)
         twice = np.concatenate([looped, looped])
         loops.append(seam(twice, len(looped)) <= SMOOTH)
         sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 6 else []
     studio.sheet("join", np.stack(sheet), 6)
-    return {"joined without a cut, %": share(smooth), "loop closed without a cut, %": share(loops), "cases": count}
+    return {
+        "joined without a cut, %": share(smooth),
+        "both ends as they were, dB, median": round(float(np.median(ends)), 1),
+        "both ends as they were, dB, worst": round(min(ends), 1),
+        "loop closed without a cut, %": share(loops),
+        "cases": count,
+    }
 
 
 def inpaint(studio: Studio) -> dict[str, Any]:
