@@ -10,10 +10,18 @@ import torch
 from kinograph.starter import drawing, world
 from kinograph.starter.drawing_batches import draw_batches
 
-__all__ = ["Crop", "Pool", "pixels"]
-
+__all__ = ["Crop", "Pool", "pixels", "training_scenes"]
 
 _BATCH = 64  # scenes drawn at a time
+_UNDER_WAY = 0.2  # share of the clips that begin amid a motion, as what is continued does
+_KINDS = {  # of scenes, with their share of the clips: what is harder more often than in the world
+    "single": 0.19,
+    "beside": 0.17,
+    "above": 0.17,
+    "row": 0.16,
+    "wall": 0.24,
+    "collision": 0.07,
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,28 @@ def pixels(frames: torch.Tensor) -> torch.Tensor:
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
+def training_scenes(count: int, rng: np.random.Generator) -> list[world.Scene]:
+    """Random scenes of the training combinations; those that are under way when their clip begins come last."""
+    late = round(_UNDER_WAY * count)
+    kinds = rng.choice(list(_KINDS), size=count - late, p=list(_KINDS.values()))
+    return [_sample(str(kind), rng) for kind in kinds] + [world.sample_under_way(rng) for _ in range(late)]
+
+
+def _sample(kind: str, rng: np.random.Generator) -> world.Scene:
+    """Of two scenes the one where more spins, which takes longest to learn: every frame shows another outline."""
+    return max((world.sample(rng, kind=kind) for _ in range(2)), key=_spinning)
+
+
+def _spinning(scene: world.Scene) -> int:
+    return sum(actor.motion == "spins" for actor in scene.actors)
+
+
 class Pool:
     """`count` random training scenes, rendered once and kept on `device`, from which batches are cut."""
 
     def __init__(self, count: int, frames: int, size: int, rng: np.random.Generator, device: torch.device) -> None:
         self.rng = rng
-        self.scenes = [world.sample(rng) for _ in range(count)]
+        self.scenes = training_scenes(count, rng)
         self.clips = torch.empty(count, frames, size, size, 3, dtype=torch.uint8, device=device)
         self.classes = torch.empty(count, frames, size, size, dtype=torch.uint8, device=device)
         start = 0

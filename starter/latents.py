@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from kinograph.starter import world
-from kinograph.starter.clips import pixels
+from kinograph.starter.clips import pixels, training_scenes
 from kinograph.starter.drawing_batches import draw_batches
 from kinograph.starter.loop import save_atomically
 from kinograph.starter.precision import mixed_precision
@@ -22,15 +22,6 @@ __all__ = ["Cache", "encode_world", "load_cache"]
 log = logging.getLogger(__name__)
 
 _BATCH = 16
-_UNDER_WAY = 0.2  # share of the clips that begin amid a motion, as what is continued does
-_KINDS = {  # of scenes, with their share of the clips: what is harder more often than in the world
-    "single": 0.19,
-    "beside": 0.17,
-    "above": 0.17,
-    "row": 0.16,
-    "wall": 0.24,
-    "collision": 0.07,
-}
 
 
 @dataclass(frozen=True)
@@ -50,22 +41,6 @@ class Cache:
     scenes: list[world.Scene]
 
 
-def _scenes(seed: int, count: int) -> list[world.Scene]:
-    rng = np.random.default_rng(seed)
-    late = round(_UNDER_WAY * count)
-    kinds = rng.choice(list(_KINDS), size=count - late, p=list(_KINDS.values()))
-    return [_sample(str(kind), rng) for kind in kinds] + [world.sample_under_way(rng) for _ in range(late)]
-
-
-def _sample(kind: str, rng: np.random.Generator) -> world.Scene:
-    """Of two scenes the one where more spins, which takes longest to learn: every frame shows another outline."""
-    return max((world.sample(rng, kind=kind) for _ in range(2)), key=_spinning)
-
-
-def _spinning(scene: world.Scene) -> int:
-    return sum(actor.motion == "spins" for actor in scene.actors)
-
-
 @torch.no_grad()
 def encode_world(
     vae: AutoencoderKLWan,
@@ -82,7 +57,7 @@ def encode_world(
 
     Those are what is `measured` of these clips, or else what the VAE's configuration says.
     """
-    scenes = _scenes(seed, count)
+    scenes = training_scenes(count, np.random.default_rng(seed))
 
     def encode(clips: np.ndarray) -> torch.Tensor:
         with mixed_precision(device):
@@ -120,5 +95,5 @@ def encode_world(
 def load_cache(path: Path) -> Cache:
     """Read a cache; the scenes, which a caption is drawn from anew each time, are sampled again from its seed."""
     state = torch.load(path, weights_only=True, mmap=True)
-    scenes = _scenes(state["seed"], len(state["latents"]))
+    scenes = training_scenes(len(state["latents"]), np.random.default_rng(state["seed"]))
     return Cache(state["latents"], state["firsts"], state["shares"], state["mean"], state["std"], scenes)
