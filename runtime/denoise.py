@@ -59,11 +59,10 @@ class Model:
 
     def parts(self, steps: Sequence[Step]) -> Iterator[tuple[Expert, float, range]]:
         """Every expert in turn, its scale, and which of the steps are its own."""
-        scales = {e.component: scale for e, scale in zip(self.manifest.experts, self.scales, strict=True)}
         start = 0
         for expert, group in groupby(steps, lambda step: self.manifest.expert_at(step.timestep)):
             end = start + len(list(group))
-            yield expert, scales[expert.component], range(start, end)
+            yield expert, self.scales[self.manifest.experts.index(expert)], range(start, end)
             start = end
 
 
@@ -106,6 +105,7 @@ def denoise(
         texts = [table([inputs.text[:1]]), *([table([inputs.text])] if guided else [])]
         # v = v₋ + g·(v₊ − v₋) over the rows (prompt, negative prompt): classifier-free guidance, arXiv:2207.12598
         alone = table([np.ones(1, np.float32)])
+
         for expert, scale, numbers in model.parts(steps):
             both = table([np.array([scale, 1 - scale], np.float32)])
 

@@ -98,7 +98,7 @@ class Sampler:
     def _run(self, binding: Binding, inputs: Inputs, steps: Sequence[Step]) -> Iterator[Step]:
         request, manifest = self._request, self._shop.manifest
         scales = [float(request.guidance_scale or 1), float(request.guidance_scale_2 or 1)]
-        model = Model(manifest, scales[: len(manifest.experts)], self._open)
+        model = Model(manifest, scales, self._open)
         yield from denoise(self._shop.device, binding, inputs, steps, model)
 
     def _done(self, binding: Binding, step: Step, index: int, windows: int) -> StepDone:
