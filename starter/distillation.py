@@ -18,8 +18,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from kinograph.starter import captions, world
+from kinograph.starter import captions
 from kinograph.starter.attention import attention
+from kinograph.starter.clips import training_scenes
 from kinograph.starter.dit_training import is_muon
 from kinograph.starter.loop import Budget, Loop, save_atomically
 from kinograph.starter.model import FLOW_SHIFT, encode_text, few_steps_scheduler
@@ -98,7 +99,7 @@ def write_trajectories(path: Path, module: nn.ModuleDict, teaching: Teaching) ->
     empty = encode_text(module["text_encoder"], tokenizer, [""], teaching.device).float()
     points, texts = [], []
     for start in range(0, teaching.count, teaching.batch):
-        told = [captions.caption(world.sample(rng), rng) for _ in range(teaching.batch)]
+        told = [captions.caption(scene, rng) for scene in training_scenes(teaching.batch, rng)]
         with torch.no_grad():
             text = encode_text(module["text_encoder"], tokenizer, told, teaching.device).float()
         noise = torch.randn(teaching.batch, *teaching.shape, device=teaching.device)

@@ -1,9 +1,9 @@
 """`python -m kinograph.starter.train`: trains the starter model stage by stage and writes its two checkpoints.
 
-The stages are `vae`, `text`, `latents`, `decoder`, `dit`, `trajectories`, `few-steps` and `write`, in this order;
-without `--stage` all of them run. Each keeps its state in the run folder every two minutes and goes on from there; a
-stage whose time is used up ends at once, and one given more minutes than before goes on. `decoder` needs no more than
-`vae`, and `dit` no more than `text` and `latents`: those two may run side by side.
+The stages are `vae`, `text`, `latents`, `decoder`, `dit`, `trajectories`, `few-steps`, `few-steps-decoder` and `write`,
+in this order; without `--stage` all of them run. Each keeps its state in the run folder every two minutes and goes on
+from there; a stage whose time is used up ends at once, and one given more minutes than before goes on. The decoders
+need no more than `vae`, and `dit` no more than `text` and `latents`: they may run side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -58,6 +58,7 @@ class Run:
     text_minutes: float = 5.0
     dit_minutes: float = 60.0
     few_steps_minutes: float = 6.0
+    few_steps_decoder_minutes: float = 20.0
     device: torch.device = _CPU
 
     @property
@@ -76,7 +77,8 @@ def _vae(run: Run) -> AutoencoderKLWan:
 
 
 def _decoder(run: Run) -> AutoencoderKLWan:
-    return train_decoder(run.folder, Budget(run.decoder_minutes, 1.5e-3, muon_rate=3e-3), _clips(run), _vae(run))
+    budget = Budget(run.decoder_minutes, 1.5e-3, muon_rate=3e-3)
+    return train_decoder(run.folder / "decoder.pt", budget, _clips(run), _vae(run), anew=False)
 
 
 def _clips(run: Run) -> Clips:
@@ -133,14 +135,31 @@ def _few_steps(run: Run) -> nn.Module | None:
     return train_few_steps(run.folder, budget, path, teacher, seed=run.seed, batch=32 * run.scale)
 
 
+def _few_steps_decoder(run: Run) -> AutoencoderKLWan | None:
+    """A VAE with the trained one's encoder and a thinner decoder of its own."""
+    if run.few_steps_minutes <= 0:
+        return None
+    vae = model.make_vae(_thinner(run.layout))
+    trained = {name: value for name, value in _vae(run).state_dict().items() if not name.startswith("decoder.")}
+    vae.load_state_dict(vae.state_dict() | trained)
+    budget = Budget(run.few_steps_decoder_minutes, 2e-3, muon_rate=4e-3)
+    return train_decoder(run.folder / "few_steps_decoder.pt", budget, _clips(run), vae, anew=True)
+
+
+def _thinner(layout: model.Layout) -> model.Layout:
+    return replace(layout, decoder=layout.few_steps_decoder)
+
+
 def _write(run: Run) -> None:
     trained, cache = _dit(run), load_cache(run.folder / "latents.pt")
+    text_encoder, tokenizer = trained["text_encoder"].cpu(), world_tokenizer()
     vae = model.make_vae(run.layout, cache.mean, cache.std)
     vae.load_state_dict(_decoder(run).state_dict())
-    text_encoder, tokenizer = trained["text_encoder"].cpu(), world_tokenizer()
     model.write(run.checkpoint, vae, trained["transformer"].cpu(), text_encoder, tokenizer)
-    student = _few_steps(run)
-    if student is not None:
+    student, thin = _few_steps(run), _few_steps_decoder(run)
+    if student is not None and thin is not None:
+        vae = model.make_vae(_thinner(run.layout), cache.mean, cache.std)
+        vae.load_state_dict(thin.state_dict())
         sibling = run.checkpoint.with_name(run.checkpoint.name + _FEW_STEPS)
         model.write(sibling, vae, student.cpu(), text_encoder, tokenizer, few_steps=True)
 
@@ -153,6 +172,7 @@ STAGES: dict[str, Callable[[Run], object]] = {
     "dit": _dit,
     "trajectories": _trajectories,
     "few-steps": _few_steps,
+    "few-steps-decoder": _few_steps_decoder,
     "write": _write,
 }
 
@@ -196,6 +216,7 @@ STAGES: dict[str, Callable[[Run], object]] = {
 @click.option(
     "--few-steps-minutes", default=Run.few_steps_minutes, show_default=True, help="With 0 there is no few-step variant."
 )
+@click.option("--few-steps-decoder-minutes", default=Run.few_steps_decoder_minutes, show_default=True)
 @click.option("--seed", default=Run.seed, show_default=True)
 @click.option("--threads", default=None, type=int, help="CPU threads; PyTorch's choice if not given.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")

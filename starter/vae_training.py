@@ -161,14 +161,17 @@ def train_vae(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan, 
     return loop.averaged["vae"]
 
 
-def train_decoder(folder: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Go on with the decoder alone: the latents stay what the transformer learns, so both may train at once."""
+def train_decoder(path: Path, budget: Budget, data: Clips, vae: AutoencoderKLWan, *, anew: bool) -> AutoencoderKLWan:
+    """Train the decoder alone, resuming from `path`: the latents stay what the transformer learns, so both may at once.
+
+    As with `train_vae`, single frames come first for a decoder that begins `anew`.
+    """
     torch.manual_seed(data.seed)
     vae.requires_grad_(True)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    loop = Loop(_module(vae).to(data.device), budget, folder / "decoder.pt", _is_muon)
-    _fit(loop, data, start=_PHASES[1])
+    loop = Loop(_module(vae).to(data.device), budget, path, _is_muon)
+    _fit(loop, data, start=0.0 if anew else _PHASES[1])
     return loop.averaged["vae"]
 
 

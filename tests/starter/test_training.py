@@ -16,7 +16,7 @@ from kinograph.starter.model import LAYOUTS, TEXT_LENGTH, Layout, make_vae  # no
 
 pytestmark = [pytest.mark.export, pytest.mark.filterwarnings("ignore")]
 
-TINY = Layout(frames=9, size=32, fps=8, layers=2, heads=2, ffn=64, encoder=16, decoder=16)
+TINY = Layout(frames=9, size=32, fps=8, layers=2, heads=2, ffn=64, encoder=16, decoder=16, few_steps_decoder=8)
 MINUTES = 0.03  # a stage
 
 
@@ -37,6 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_minutes=MINUTES,
         dit_minutes=MINUTES,
         few_steps_minutes=MINUTES,
+        few_steps_decoder_minutes=MINUTES,
     )
     for stage in STAGES.values():
         stage(run)
@@ -44,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_stage_leaves_a_state_to_resume_from(trained: Path) -> None:
-    for name in ("vae", "decoder", "text", "dit", "few_steps"):
+    for name in ("vae", "decoder", "text", "dit", "few_steps", "few_steps_decoder"):
         state = torch.load(trained / "run" / f"{name}.pt", weights_only=True)
         assert state["step"] > 0 and state["seconds"] >= MINUTES * 60
 
@@ -88,7 +89,7 @@ def test_training_goes_on_from_a_checkpoint(trained: Path, tmp_path: Path) -> No
         dit_minutes=MINUTES,
         few_steps_minutes=0,
     )
-    for name in ("latents", "dit", "trajectories", "few-steps", "write"):
+    for name in ("latents", "dit", "trajectories", "few-steps", "few-steps-decoder", "write"):
         STAGES[name](run)
     before, after = (
         torch.load(folder / "run" / "latents.pt", weights_only=True)["mean"] for folder in (trained, tmp_path)
