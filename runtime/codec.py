@@ -106,15 +106,14 @@ class Decoder(Stream):
         while waiting:
             yield waiting.popleft()()
 
-    def cut(self, latents: Latents) -> None:
-        """Forget what was decoded: the next are `latents` [1, C, F, H, W], and follow from nothing.
+    def cut(self, lead: Latents) -> None:
+        """Forget what was decoded: what comes next follows from `lead` [1, C, F, H, W], which is not shown.
 
-        They give as many frames as they would have. What the causal layers then have seen is the first of them, as if
-        it were a film's first, which it resembles.
+        Where there is nothing that it follows from, its own first latent frame resembles that most.
         """
         self.restart()
-        inputs, axes = next(latent_chunks(self._open[1](), latents[:, :, :1]))
-        self.call(inputs, axes)
+        for inputs, axes in latent_chunks(self._open[1](), lead):
+            self.call(inputs, axes)
 
 
 def decode(
@@ -128,7 +127,7 @@ def decode(
         for begin, end in pairwise([0, *cuts, latents.shape[2]]):
             part = latents[:, :, begin:end]
             if begin:
-                decoder.cut(part)
+                decoder.cut(part[:, :, :1])
             yield from decoder.frames(part)
 
 

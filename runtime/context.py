@@ -68,6 +68,7 @@ class Context:
         self._shop, self._request, self._layout = workshop, request, layout
         self._anchors, self._patch = anchors, patch
         self.pieces = self._placed(before, after)
+        self.lead: Latents | None = None  # [1, C, F, H, W], what the film that comes after is taken to follow from
         self._tokens: Latents | None = None  # of a picture, for models that read them
         self._known: dict[int, Latents] = {}
         self._filmed: dict[int, Latents] = {}  # those of them that belong to films
@@ -106,6 +107,8 @@ class Context:
                 latents = conditioning.encode_piece(shop.device, shop.engine, manifest.geometry, piece)
                 self._known |= latents
                 self._filmed |= latents if len(piece.frames) > 1 else {}
+                if len(piece.frames) > 1 and piece.start > 0:
+                    self.lead = self._standing(piece)
         shop.leave_stage()
         if manifest.conditioning.image_tokens:
             self._tokens = self._read(pieces[0].frames[-1] if request.image is None else read_image(request.image))
@@ -145,6 +148,13 @@ class Context:
         )
         self._shop.leave_stage()
         return latents
+
+    def _standing(self, piece: Piece) -> Latents:
+        """What a piece's encoding begins with, [1, C, 2, H, W]: its first frame, standing still."""
+        geometry = self._shop.manifest.geometry
+        still = Piece(np.repeat(piece.frames[:1], 1 + geometry.temporal, axis=0), 0)
+        latents = conditioning.encode_piece(self._shop.device, self._shop.engine, geometry, still)
+        return np.concatenate([*latents.values()], axis=2)
 
     def _read(self, picture: Pixels) -> Latents:
         tokens = conditioning.image_tokens(self._shop.device, self._shop.engine, picture)

@@ -19,6 +19,7 @@ from kinograph.runtime.denoise import Inputs
 from kinograph.runtime.embeddings import embed
 from kinograph.runtime.events import StageStarted, StepDone, WindowDone
 from kinograph.runtime.inpainting import Patch
+from kinograph.runtime.joins import dissolved
 from kinograph.runtime.noise import Generator as Noise
 from kinograph.runtime.request import Request, given_frames
 from kinograph.runtime.sampling import Sampler
@@ -48,7 +49,8 @@ class Film:
     """Makes one film of a resolved request, led up to by the frames of `before`, and leading to those of `after`.
 
     The result begins with the last of the former and ends with the first of the latter, faded into what the codec makes
-    of them, for that is how all between them looks: a cut from one look to the other would be seen.
+    of them, for that is how all between them looks: a cut from one look to the other would be seen. The latter are
+    decoded apart, as they were encoded: in one go with what leads up to them, that would still be seen in their first.
     """
 
     def __init__(
@@ -219,6 +221,11 @@ class Film:
 
     # What comes of it
 
+    def _ending(self, window: Window) -> int:
+        """How many of a window's last latent frames are those of the film that follows."""
+        last = self.after is not None and window.end == self.layout.latents
+        return self.layout.ending // self.layout.temporal if last else 0
+
     def _decoder(self) -> Decoder:
         engine = self.shop.engine
         return Decoder(self.shop.device, lambda: engine("decoder_first"), lambda: engine("decoder_next"))
@@ -229,9 +236,12 @@ class Film:
         number = window.start + window.given  # the film's latent frame
         at = max(0, temporal * (number - 1) + 1) if number else 0  # and frame
         self._context.remember(number, new)
-        if window.cut:
-            decoder.cut(new)
-        for decoded in decoder.frames(new):
+        ending = self._ending(window)
+        until = new.shape[2] - ending
+        film = _pieces(decoder, new[:, :, :until], new[:, :, :1] if window.cut else None)
+        if ending:
+            film = dissolved(film, _pieces(decoder, new[:, :, until:], self._context.lead))
+        for decoded in film:
             frames = decoded if self._patch is None else self._patch.blend(decoded)
             for offset, frame in enumerate(frames, at):
                 if offset % temporal == 0:
@@ -240,6 +250,13 @@ class Film:
             at += len(frames)
         self._context.leave(window, new)
         self.shop.leave_stage()
+
+
+def _pieces(decoder: Decoder, latents: Latents, lead: Latents | None) -> Iterator[Pixels]:
+    """Frames uint8 [T, H, W, 3] of latents [1, C, F, H, W], which follow from `lead` or from what was decoded last."""
+    if lead is not None:
+        decoder.cut(lead)
+    yield from decoder.frames(latents)
 
 
 def _laid_out(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,6 +147,18 @@ def test_a_film_is_continued_and_led_to(pipe: Pipeline, film: Path) -> None:
     for frames, joins in ((after, (17,)), (before, (13,)), (between, (17, 25)), (longer, (17, 57))):
         changes = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
         assert all(changes[join - 1] < 4 * np.median(changes) + 4 for join in joins)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"num_frames": 40}, {"before": None, "num_frames": 17}, {"before": None, "num_frames": 41}]
+)
+def test_what_leads_up_to_a_film_leaves_it_as_it_is(pipe: Pipeline, film: Path, more: dict[str, Any]) -> None:
+    request = Request(prompt=PROMPT, **{"before": str(film), "after": str(film), "num_frames": 16} | more | QUICK)
+    one, other = (frames_of(pipe, msgspec.structs.replace(request, seed=seed)) for seed in (1, 2))
+    assert not np.array_equal(one[-18], other[-18]) and np.array_equal(one[-17:], other[-17:])
+    given = np.stack(list(read_clip(film, width=128, height=128, fps=16, how="crop")))
+    errors = np.square(one[-17:].astype(float) - given).mean((1, 2, 3))
+    assert (errors < 255**2 / 10**3.0).all()  # 30 dB
 
 
 def test_joins_are_eased_on_both_sides(pipe: Pipeline, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kinograph.runtime.joins import SAME, eased
+from kinograph.runtime.joins import SAME, dissolved, eased
 
 
 def _latents(count: int) -> np.ndarray:
@@ -31,3 +31,22 @@ def test_what_moves_is_left_as_it_is() -> None:
 def test_what_is_the_same_already_stays() -> None:
     known = _latents(1)
     np.testing.assert_array_equal(eased(known, np.repeat(known, 4, axis=2)), np.repeat(known, 4, axis=2))
+
+
+@pytest.mark.parametrize("sizes", [[1], [2], [1, 1], [5], [1, 4, 4], [4, 1]])
+def test_the_last_frames_dissolve_into_what_follows(sizes: list[int]) -> None:
+    ends = np.cumsum(sizes)
+    made = np.arange(ends[-1], dtype=np.uint8)[:, None, None, None] + np.zeros((1, 2, 2, 3), np.uint8)
+    following = made[::-1] + 90
+    shown = list(dissolved(np.split(made, ends[:-1]), np.split(following, len(following))))
+    result = np.concatenate(shown)
+    kept = max(0, len(made) - 2)
+    assert len(result) == len(made) + len(following) and all(len(piece) for piece in shown)
+    np.testing.assert_array_equal(result[:kept], made[:kept])
+    np.testing.assert_array_equal(result[len(made) :], following)
+    steps = np.diff(result[max(0, kept - 1) : len(made) + 1, 0, 0, 0].astype(int))
+    assert (steps[kept > 0 :] > 90 // 4).all()  # evenly, from the last that is its own
+
+
+def test_nothing_follows_from_nothing() -> None:
+    assert list(dissolved([], [])) == []
