@@ -60,7 +60,7 @@ class Layout:
     ffn: int = 768
     encoder: int = 16  # channels of the VAE at its finest level
     decoder: int = 16
-    few_steps_decoder: int = 8  # of the few-step variant, whose decoder would take longer than its steps
+    few_steps_decoder: int = 8  # of the few-step variant: a wide one takes about as long as its four steps
 
 
 LAYOUTS = {"full": Layout(), "quarter": Layout(frames=17, size=64, fps=8)}
