@@ -1,9 +1,9 @@
 """Attention for training on a CPU: a few heads at a time, so that their scores never leave its caches.
 
 A transformer as narrow as the starter's spends most of a training step in attention, and that not on its products but
-on carrying [S, S] scores through memory. PyTorch's flash kernel keeps them in the caches too, but takes three times as
-long as this to go back, with heads as small as these. In the backward pass the scores are computed again from what the
-forward pass kept of them: the log of each row's sum (Dao et al. 2022, arXiv:2205.14135, appendix B).
+on carrying [S, S] scores through memory. PyTorch's flash kernel keeps them in the caches, and goes forwards here. With
+heads as small as these it takes up to three times as long as this to go back: the scores are computed again from what
+the forward pass kept of them, the log of each row's sum (Dao et al. 2022, arXiv:2205.14135, appendix B).
 """
 
 from __future__ import annotations
@@ -58,13 +58,9 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 @torch.library.custom_op("kinograph_starter::attend", mutates_args=())
 def _forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What attention gives [B, S, N, D], and the log of the sum of every row's exponentials [B, N, S, 1]."""
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    logs = q.new_empty((q.shape[0], q.shape[2], q.shape[1], 1), dtype=torch.float32)
-    for clip, heads in _parts(q, k):
-        queries, keys, values = (_heads(tensor, clip, heads) for tensor in (q, k, v))
-        shares, logs[clip, heads] = _compiled(_softmax)(torch.bmm(queries, keys.mT), q.shape[-1] ** -0.5)
-        out[clip, :, heads] = torch.bmm(shares, values).transpose(0, 1)
-    return out, logs
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, logs = flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2).contiguous(), logs.unsqueeze(-1).contiguous()
 
 
 @torch.library.custom_op("kinograph_starter::attend_backward", mutates_args=())
@@ -100,14 +96,6 @@ def _heads(tensor: torch.Tensor, clip: int, heads: slice) -> torch.Tensor:
 def _compiled(function: _Pair) -> _Pair:
     """Compiled when it is first needed: to compile loads what importing this module should not."""
     return torch.compile(function, dynamic=True)
-
-
-def _softmax(scores: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    scaled = scores.float() * scale
-    most = scaled.amax(-1, keepdim=True)
-    powers = torch.exp(scaled - most)
-    total = powers.sum(-1, keepdim=True)
-    return (powers / total).to(scores.dtype), most + torch.log(total)
 
 
 def _softmax_backward(
