@@ -13,10 +13,11 @@ import functools
 from collections.abc import Callable, Iterator
 
 import torch
+import torch._inductor.config
 from diffusers.models.transformers import transformer_wan
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["attend", "attention"]
+__all__ = ["attend", "attention", "compile_blocks"]
 
 _Pair = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -35,6 +36,17 @@ def attention(device: torch.device) -> Iterator[None]:
         yield
     finally:
         transformer_wan.dispatch_attention_fn = before
+
+
+def compile_blocks(transformer: transformer_wan.WanTransformer3DModel) -> None:
+    """Have the blocks compiled when they first run.
+
+    On CPUs with AMX, in vectors of 256 bits: with 512, the backward passes that PyTorch 2.13 compiles give NaN there.
+    """
+    if torch.cpu._is_amx_tile_supported():
+        torch._inductor.config.cpp.simdlen = 256
+    for block in transformer.blocks:
+        block.compile()
 
 
 def _attend(

@@ -9,6 +9,7 @@ built in (Meng et al. 2023, arXiv:2210.03142).
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +20,10 @@ from diffusers import WanTransformer3DModel
 from torch import nn
 
 from kinograph.starter import captions
-from kinograph.starter.attention import attention
+from kinograph.starter.attention import attention, compile_blocks
 from kinograph.starter.clips import training_scenes
 from kinograph.starter.dit_training import is_muon
-from kinograph.starter.loop import Budget, Loop, save_atomically
+from kinograph.starter.loop import SAVE_EVERY, Budget, Loop, save_atomically
 from kinograph.starter.model import FLOW_SHIFT, encode_text, few_steps_scheduler
 from kinograph.starter.precision import mixed_precision
 from kinograph.starter.text_training import world_tokenizer
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 STEPS = 4  # of the student
 _SUBSTEPS = 3  # of the teacher to each of the student's
+_TEACHERS_WAY = 0.4  # share of the training in which the student stands only where the teacher stood
 
 
 @dataclass(frozen=True)
@@ -92,43 +94,76 @@ def _trajectories(
 
 
 def write_trajectories(path: Path, module: nn.ModuleDict, teaching: Teaching) -> None:
-    """Let the teacher make its clips for random training captions, and write them: points float16, text float16."""
-    rng = np.random.default_rng((teaching.seed, 3))
-    torch.manual_seed(teaching.seed + 3)
-    tokenizer = world_tokenizer()
-    empty = encode_text(module["text_encoder"], tokenizer, [""], teaching.device).float()
+    """Let the teacher make its clips for random training captions, and write them: points float16, text float16.
+
+    What `path` holds already is kept, and only what is missing made.
+    """
     points, texts = [], []
-    for start in range(0, teaching.count, teaching.batch):
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        points, texts = [state["points"]], [state["text"]]
+    tokenizer, saved = world_tokenizer(), time.monotonic()
+    empty = encode_text(module["text_encoder"], tokenizer, [""], teaching.device).float()
+    while (made := sum(map(len, points))) < teaching.count:
+        rng = np.random.default_rng((teaching.seed, 3, made))
+        torch.manual_seed(int(rng.integers(2**31)))
         told = [captions.caption(scene, rng) for scene in training_scenes(teaching.batch, rng)]
         with torch.no_grad():
             text = encode_text(module["text_encoder"], tokenizer, told, teaching.device).float()
         noise = torch.randn(teaching.batch, *teaching.shape, device=teaching.device)
         points.append(_trajectories(module["transformer"], noise, text, empty, teaching.guidance).half().cpu())
         texts.append(text.half().cpu())
-        if start % (teaching.batch * 10) == 0:
-            log.info("trajectories %d of %d", start, teaching.count)
-    save_atomically({"points": torch.cat(points), "text": torch.cat(texts)}, path)
+        log.info("trajectories %d of %d", made + teaching.batch, teaching.count)
+        if time.monotonic() - saved > SAVE_EVERY or made + teaching.batch >= teaching.count:
+            save_atomically({"points": torch.cat(points), "text": torch.cat(texts)}, path)
+            saved = time.monotonic()
+
+
+class _Pairs:
+    """The teacher's trajectories as the student meets them: a point, and the straight line from it to the next."""
+
+    def __init__(self, path: Path, device: torch.device, seed: int) -> None:
+        state = torch.load(path, weights_only=True, mmap=True)
+        self.points, self.texts = state["points"].to(device), state["text"].to(device)
+        self.sigmas, self.timesteps = (values.to(device) for values in levels())
+        self.rng = np.random.default_rng(seed)
+
+    def loss(self, student: WanTransformer3DModel, batch: int, *, own: int = 0) -> torch.Tensor:
+        """Mean square of what its velocity is off at random points, each as heavy as its step is long in noise level.
+
+        The first step is the shortest and the last the longest, by as much as the first is the hardest to tell and the
+        last the easiest. To `own` of the points, which are a little beside the teacher's way, the student went itself
+        from the one before; from there the line leads back.
+        """
+        device = self.points.device
+        chosen = torch.from_numpy(self.rng.integers(len(self.points), size=batch)).to(device)
+        steps = torch.from_numpy(self.rng.integers(STEPS, size=batch)).to(device)
+        steps[:own] = torch.from_numpy(self.rng.integers(1, STEPS, size=own)).to(device)
+        here, there = self.points[chosen, steps].float(), self.points[chosen, steps + 1].float()
+        text = self.texts[chosen].float()
+        if own:
+            with torch.no_grad():
+                at, before = steps[:own] - 1, self.points[chosen[:own], steps[:own] - 1].float()
+                line = _velocity(student, before, self.timesteps[at], text[:own])
+                here[:own] = before + self._stretch(at) * line
+        line = (there - here) / self._stretch(steps)
+        error = _velocity(student, here, self.timesteps[steps], text) - line
+        return (-STEPS * self._stretch(steps) * error.square()).mean()
+
+    def _stretch(self, steps: torch.Tensor) -> torch.Tensor:
+        """How far these steps lead in noise level, [B, 1, 1, 1, 1]; negative."""
+        return (self.sigmas[steps + 1] - self.sigmas[steps]).view(-1, 1, 1, 1, 1)
 
 
 def train_few_steps(
-    folder: Path, budget: Budget, trajectories: Path, teacher: WanTransformer3DModel, *, seed: int, batch: int
+    folder: Path, budget: Budget, trajectories: Path, student: WanTransformer3DModel, *, seed: int, batch: int
 ) -> WanTransformer3DModel:
-    """Train the student within the budget, from the teacher's weights, and return its averaged weights."""
+    """Train the student within the budget, from the weights it comes with, and return its averaged weights."""
     torch.manual_seed(seed)
-    state = torch.load(trajectories, weights_only=True, mmap=True)
-    device = next(teacher.parameters()).device
-    points, texts = state["points"].to(device), state["text"].to(device)
-    sigmas, timesteps = (values.to(device) for values in levels())
-    module = nn.ModuleDict({"transformer": teacher.requires_grad_(True)})
+    module = nn.ModuleDict({"transformer": student.requires_grad_(True)})
     loop = Loop(module, budget, folder / "few_steps.pt", is_muon)
-    for block in teacher.blocks:
-        block.compile()
-    rng = np.random.default_rng((seed, 4, loop.step))
-    for _ in loop.steps():
-        chosen = torch.from_numpy(rng.integers(len(points), size=batch)).to(device)
-        step = torch.from_numpy(rng.integers(STEPS, size=batch)).to(device)
-        here, there = points[chosen, step].float(), points[chosen, step + 1].float()
-        line = (there - here) / (sigmas[step + 1] - sigmas[step]).view(-1, 1, 1, 1, 1)
-        velocity = _velocity(teacher, here, timesteps[step], texts[chosen].float())
-        loop.update((velocity - line).square().mean())
+    compile_blocks(student)
+    pairs = _Pairs(trajectories, student.device, seed=seed + loop.step)
+    for progress in loop.steps():
+        loop.update(pairs.loss(student, batch, own=batch // 2 if progress > _TEACHERS_WAY else 0))
     return loop.averaged["transformer"]

@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import UMT5EncoderModel
 
 from kinograph.starter import captions, world
-from kinograph.starter.attention import attention
+from kinograph.starter.attention import attention, compile_blocks
 from kinograph.starter.latents import Cache
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import FLOW_SHIFT, encode_tokens, tokenize
@@ -217,8 +217,7 @@ def train_dit(
     ).to(draws.device)
     loop = Loop(module, budget, folder / "dit.pt", is_muon)
     halfway = _Halfway(transformer.blocks)
-    for block in transformer.blocks:
-        block.compile()
+    compile_blocks(transformer)
     rng = np.random.default_rng((draws.seed, loop.step))
     batches: _Batches | None = None
     for _ in loop.steps():

@@ -17,13 +17,14 @@ from torch import nn
 
 from kinograph.starter.muon import Muon
 
-__all__ = ["Budget", "Loop", "save_atomically"]
+__all__ = ["SAVE_EVERY", "Budget", "Loop", "save_atomically"]
 
 log = logging.getLogger(__name__)
 
-_SAVE_EVERY = 120.0  # seconds
+SAVE_EVERY = 120.0  # seconds
 _LOG_EVERY = 20.0  # seconds
 _WARM_UP = 100  # steps
+_MOST_LOST = 10  # steps in a row: more than chance, and training would go on for hours without learning
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.optimisers, self._matrices = _optimisers(module, budget, is_muon)
+        self._lost = 0  # steps in a row whose gradient was not finite
         self._running: dict[str, torch.Tensor] = {}
         if path.exists():
             self._load()
@@ -125,13 +127,16 @@ class Loop:
                 logged = now
                 figures = " ".join(f"{name} {float(value):.4f}" for name, value in self._running.items())
                 log.info("%s step %d, %.0f %%: %s", self.path.stem, self.step, 100 * self.progress, figures)
-            if now - saved > _SAVE_EVERY:
+            if now - saved > SAVE_EVERY:
                 saved = now
                 self.save()
         self.save()
 
     def update(self, loss: torch.Tensor, **figures: torch.Tensor) -> None:
-        """One optimiser step on this loss; `figures` are averaged for the log."""
+        """One optimiser step on this loss; `figures` are averaged for the log.
+
+        Raises ArithmeticError when the gradients of ten steps in a row were not finite.
+        """
         rate = self._rate()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -142,13 +147,25 @@ class Loop:
         for weight, matrix in self._matrices.items():
             matrix.grad = None if weight.grad is None else _as_matrix(weight.grad)
         if torch.isfinite(norm):
+            self._lost = 0
             for optimiser in self.optimisers:
                 optimiser.step()
+        else:
+            self._pass_over()
         self.step += 1
         self._average()
         for name, value in {"loss": loss, **figures}.items():
             value = value.detach()  # not read before it is logged: reading waits for the device
             self._running[name] = self._running.get(name, value).lerp(value, 0.02)
+
+    def _pass_over(self) -> None:
+        """Leave out a step whose gradient is not finite; ArithmeticError where there are no others."""
+        self._lost += 1
+        if self._lost == _MOST_LOST:
+            raise ArithmeticError(
+                f"{self.path.stem}: the gradient of {_MOST_LOST} steps in a row was not finite; nothing was learnt; "
+                "expected one such step at most. Try lower rates; if so from the first step, without torch.compile"
+            )
 
     def save(self) -> None:
         """Write everything needed to go on from here."""

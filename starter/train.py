@@ -120,19 +120,18 @@ def _dit(run: Run) -> nn.ModuleDict:
 
 
 def _trajectories(run: Run) -> None:
-    path = run.folder / "trajectories.pt"
-    if run.few_steps_minutes > 0 and not path.exists():
+    if run.few_steps_minutes > 0:
         shape = tuple(load_cache(run.folder / "latents.pt").latents.shape[1:])
         teaching = Teaching(run.trajectories, run.guidance, shape, run.seed, 32 * run.scale, run.device)
-        write_trajectories(path, _dit(run).eval(), teaching)
+        write_trajectories(run.folder / "trajectories.pt", _dit(run).eval(), teaching)
 
 
 def _few_steps(run: Run) -> nn.Module | None:
     if run.few_steps_minutes <= 0:
         return None
-    budget = Budget(run.few_steps_minutes, 4e-4, ema=0.995, muon_rate=1e-3)
-    path, teacher = run.folder / "trajectories.pt", _dit(run)["transformer"]
-    return train_few_steps(run.folder, budget, path, teacher, seed=run.seed, batch=32 * run.scale)
+    budget = Budget(run.few_steps_minutes, 8e-4, ema=0.98, muon_rate=2e-3)
+    path, student = run.folder / "trajectories.pt", _dit(run)["transformer"]
+    return train_few_steps(run.folder, budget, path, student, seed=run.seed, batch=32 * run.scale)
 
 
 def _few_steps_decoder(run: Run) -> AutoencoderKLWan | None:

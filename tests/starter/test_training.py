@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,27 @@ def test_every_stage_leaves_a_state_to_resume_from(trained: Path) -> None:
     for name in ("vae", "decoder", "text", "dit", "few_steps", "few_steps_decoder"):
         state = torch.load(trained / "run" / f"{name}.pt", weights_only=True)
         assert state["step"] > 0 and state["seconds"] >= MINUTES * 60
+
+
+def test_trajectories_go_on_from_what_there_is(trained: Path, tmp_path: Path) -> None:
+    from kinograph.starter.distillation import Teaching, write_trajectories
+    from kinograph.starter.model import make_text_encoder, make_transformer
+    from kinograph.starter.text_training import world_tokenizer
+
+    shutil.copy(trained / "run" / "trajectories.pt", tmp_path)
+    before = torch.load(trained / "run" / "trajectories.pt", weights_only=True)["points"]
+    teacher = {"transformer": make_transformer(TINY), "text_encoder": make_text_encoder(len(world_tokenizer()))}
+    teaching = Teaching(len(before) + 2, 3.0, tuple(before.shape[2:]), 0, 2, torch.device("cpu"))
+    write_trajectories(tmp_path / "trajectories.pt", torch.nn.ModuleDict(teacher), teaching)
+    points = torch.load(tmp_path / "trajectories.pt", weights_only=True)["points"]
+    assert points.dtype == torch.float16 and len(points) == len(before) + 2
+    assert torch.equal(points[: len(before)], before)
+    assert not any(torch.equal(points[-1], point) for point in points[:-1])
+
+
+def test_the_few_step_variant_has_a_thinner_decoder(trained: Path) -> None:
+    told = json.loads((trained / "checkpoint-few-steps" / "vae" / "config.json").read_text())
+    assert told["decoder_base_dim"] == TINY.few_steps_decoder
 
 
 @pytest.mark.parametrize(("name", "steps", "guidance"), [("checkpoint", 2, 2.0), ("checkpoint-few-steps", 4, 1.0)])
@@ -126,6 +149,22 @@ def test_larger_pieces_encode_and_decode_the_same() -> None:
         latents = moments.chunk(2, dim=1)[0]
         decoded = decode_unclamped(vae, latents).clamp(-1, 1)
         assert torch.allclose(decoded, vae.decode(latents).sample, atol=1e-5)
+
+
+def test_gradients_that_are_never_finite_end_the_training(tmp_path: Path) -> None:
+    from kinograph.starter.loop import Budget, Loop
+
+    layer = torch.nn.Linear(2, 1)
+    loop = Loop(layer, Budget(1, 1e-2), tmp_path / "layer.pt")
+    before = layer.weight.detach().clone()
+    for _ in range(9):  # now and then such a step is left out
+        loop.update(layer(torch.full((1, 2), torch.nan)).mean())
+    assert torch.equal(layer.weight, before)
+    loop.update(layer(torch.ones(1, 2)).mean())
+    assert not torch.equal(layer.weight, before)
+    with pytest.raises(ArithmeticError, match="layer: the gradient of 10 steps in a row was not finite"):
+        for _ in range(10):
+            loop.update(layer(torch.full((1, 2), torch.nan)).mean())
 
 
 def test_convolutions_are_trained_in_place_by_muon() -> None:
