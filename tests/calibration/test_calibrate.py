@@ -37,7 +37,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory, starter_copy: Callable[..., Path]) -> tuple[Path, Report]:
-    path = starter_copy(tmp_path_factory.mktemp("calibrated") / "starter", name="starter-few-steps")
+    path = starter_copy(tmp_path_factory.mktemp("calibrated") / "starter", name="starter-few-steps", size=64)
     return path, calibrate(path, WHOLE, silent, JUDGES)
 
 
@@ -71,7 +71,7 @@ def test_the_same_calibration_gives_the_same_bytes(
     calibrated: tuple[Path, Report], tmp_path: Path, starter_copy: Callable[..., Path]
 ) -> None:
     path, _ = calibrated
-    again = starter_copy(tmp_path / "starter", name="starter-few-steps")
+    again = starter_copy(tmp_path / "starter", name="starter-few-steps", size=64)
     calibrate(again, WHOLE, silent, JUDGES)
     with Bundle.open(path) as one, Bundle.open(again) as other:
         assert one.manifest.files == other.manifest.files
@@ -80,7 +80,7 @@ def test_the_same_calibration_gives_the_same_bytes(
 def test_a_variant_that_misses_its_gate_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter_copy: Callable[..., Path]
 ) -> None:
-    path = starter_copy(tmp_path / "starter", name="starter-few-steps")
+    path = starter_copy(tmp_path / "starter", name="starter-few-steps", size=64)
     monkeypatch.setattr(compare, "Bars", lambda: Bars(psnr_db=119.0))
     before = (path / "bundle.json").read_bytes()
     with pytest.raises(NumericError, match=r"missed its gate and was not written: .*PSNR .* expected at least 119"):
@@ -109,7 +109,7 @@ def test_what_cannot_be_done_is_said_before_any_work(calibrated: tuple[Path, Rep
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], starter_copy: Callable[..., Path]) -> None:
-    path = starter_copy(tmp_path / "starter", name="starter-few-steps")
+    path = starter_copy(tmp_path / "starter", name="starter-few-steps", size=64)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\na small yellow star circles in the night sky, neon style\n")
     options = ["--prompts", str(prompts), "--videos", "1", "--no-scan", "--judged", "2", "--quiet", "--force"]
@@ -129,7 +129,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], starte
 
 def test_the_text_encoder_alone_in_4_bits(tmp_path: Path, starter_copy: Callable[..., Path]) -> None:
     options = CalibrationOptions(recipe="int4-weights", runs=1, videos=2, force=True)
-    paths = [starter_copy(tmp_path / name, name="starter-few-steps") for name in ("one", "other")]
+    paths = [starter_copy(tmp_path / name, name="starter-few-steps", size=64) for name in ("one", "other")]
     report, again = (calibrate(path, options, silent) for path in paths)
     assert report == again or report.quality == again.quality
     assert report.quality.passed and report.bytes_after < 0.18 * report.bytes_before and not report.layers
@@ -177,7 +177,7 @@ def test_our_own_pictures_have_the_contrasts_of_photographs() -> None:
 
 
 def test_engines_of_a_replaced_variant_go_with_it(tmp_path: Path, starter_copy: Callable[..., Path]) -> None:
-    path, cache = starter_copy(tmp_path / "starter", name="starter-few-steps"), EngineCache(tmp_path / "cache")
+    path, cache = starter_copy(tmp_path / "starter", name="starter-few-steps", size=64), EngineCache(tmp_path / "cache")
     options = CalibrationOptions(recipe="int4-weights", runs=1, videos=1, force=True)
     calibrate(path, options, silent)
     cards = []

@@ -63,14 +63,9 @@ def test_every_component_builds_and_is_found_again(
 
 
 @pytest.fixture(scope="module")
-def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(tmp_path_factory: pytest.TempPathFactory, starter_copy: Callable[..., Path]) -> Path:
     """The few-step starter with a variant of every recipe, calibrated as little as may be."""
-    import shutil
-
-    from kinograph.runtime.locate import starter_bundle
-
-    folder = tmp_path_factory.mktemp("quantised") / "starter"
-    shutil.copytree(starter_bundle("starter-few-steps"), folder)
+    folder = starter_copy(tmp_path_factory.mktemp("quantised") / "starter", name="starter-few-steps", size=64)
     short = ["--runs", "1", "--videos", "1", "--judged", "1", "--no-scan", "--force", "--quiet"]
     for recipe in RECIPES:
         assert main(["calibrate", str(folder), "--recipe", recipe, *short]) == 0

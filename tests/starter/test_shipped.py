@@ -12,7 +12,7 @@ from kinograph.starter.evaluate import evaluate, generator, held_out_scenes
 from kinograph.starter.measures import decibels
 
 PROMPTS = {"starter": 10, "starter-few-steps": 16}
-SIZES = {"starter": (33, 128, 128, 3), "starter-few-steps": (17, 64, 64, 3)}
+SIZES = {"starter": (33, 128, 128, 3), "starter-few-steps": (33, 128, 128, 3)}
 # Well under what the model card says: few clips vary, but a broken step, text or codec falls to chance.
 LEAST = {"subject": 0.65, "colour": 0.9, "motion": 0.7, "relation": 0.8, "background": 0.8, "genre": 0.8}
 MOST_BYTES = 40_000_000
