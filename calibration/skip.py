@@ -28,6 +28,7 @@ __all__ = ["Choice", "Products", "best_choices"]
 Floats = npt.NDArray[np.float64]
 
 _ELEMENTS = 1 << 17  # of a prediction, that inner products are taken over
+_ROUNDING = 1e-12  # of the largest error: what is less is no gain, and another CPU might not find it
 _FIRST = 2  # steps that are always computed: there is nothing to mix before
 
 
@@ -65,7 +66,7 @@ class Choice:
 
 
 def best_choices(products: Products, *, guidance: bool, mix: bool) -> list[Choice]:
-    """For every number of rows the choice that moves the sample least, none of which has more error than a cheaper one.
+    """For every number of rows the choice that moves the sample least, each with less error than any cheaper one.
 
     `guidance`: whether there are two rows at all. `mix`: whether skipped steps can use the prediction before the last.
     """
@@ -77,7 +78,7 @@ def best_choices(products: Products, *, guidance: bool, mix: bool) -> list[Choic
                 best[choice.rows] = choice
     front: list[Choice] = []
     for _, choice in sorted(best.items()):
-        if not front or choice.error < front[-1].error:
+        if not front or choice.error < front[-1].error - _ROUNDING * front[0].error:
             front.append(choice)
     return front
 
