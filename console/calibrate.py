@@ -55,7 +55,7 @@ def report_text(report: Report, bundle: str) -> str:
         layers.add_column(title, justify="right")
     for layer in sorted(report.layers, key=lambda one: one.rank)[:12]:
         layers.add_row(
-            Text(escape(", ".join(layer.weights))),
+            Text(layer.weights[0] + (f" and {more} more" if (more := len(layer.weights) - 1) else "")),
             f"{layer.noise_db:.1f}",
             "" if layer.effect_db is None else f"{layer.effect_db:.1f}",
             layer.format or "left as it is",

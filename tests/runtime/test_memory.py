@@ -60,3 +60,12 @@ def test_weights_that_need_not_stay_in_memory_count_nothing(monkeypatch: pytest.
     assert weights == 0
     assert activations > 0
     assert isinstance(Footprint(0, 1), tuple)
+
+
+def test_what_was_told_of_a_graph_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_bundle(None) as bundle:
+        variant = bundle.component("decoder_next").variants["fp32"]
+        told = [activation_bytes(bundle, variant, {"F": 1, "H": side, "W": 8}) for side in (8, 16)]
+        monkeypatch.setattr(bundle, "read", lambda _: pytest.fail("the graph was read again"))
+        again = [activation_bytes(bundle, variant, {"F": 1, "H": side, "W": 8}) for side in (8, 16)]
+    assert again == told and told[0] < told[1]
