@@ -6,12 +6,14 @@
     video = pipe("a large red ball moves left on a plain navy background, flat style", seed=7)
     video.save("out.mp4")
 
-Names are imported when they are used: `import kinograph` itself loads nothing.
+Names are imported when they are used: `import kinograph` itself loads nothing. It does turn off what ONNX Runtime would
+report to its makers.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ __all__ = [
     "WindowDone",
     "load",
 ]
+
+# Since 1.29 ONNX Runtime tells its makers of every model it opens, and keeps what it could not send in the home folder,
+# unless this is said before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Cue": "kinograph.runtime.request",

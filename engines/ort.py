@@ -58,6 +58,8 @@ def _host_address(buffer: Buffer) -> int | None:
     return buffer.array.ctypes.data if isinstance(buffer, HostBuffer) else None
 
 
+ort.disable_telemetry_events()  # of a process that had imported it before Kinograph
+
 CPU = Provider(["CPUExecutionProvider"], "cpu", 0, _host_address)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,10 @@ def imports_of(module: str) -> Iterator[str]:
             yield from (name if name in MODULES else base for name in inner)
 
 
-def run(script: str, *arguments: str) -> str:
+def run(script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """What `script` prints in a fresh interpreter. Fails the test with its errors if it does not end well."""
     command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -152,7 +153,7 @@ def test_generating_opens_no_socket() -> None:
     script = """
         import socket, sys
 
-        def no_network(event, arguments):  # sees the C level too
+        def no_network(event, arguments):  # sees what Python's own modules do in C, too
             if event.startswith("socket."):
                 raise RuntimeError(f"{event} {arguments}")
 
@@ -169,3 +170,18 @@ def test_generating_opens_no_socket() -> None:
         print(video.frames.shape[0])
     """
     assert run(script).strip() == "5"
+
+
+def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:
+    """It keeps in the home folder what it has not sent yet, except where the environment looks like that of a test."""
+    script = """
+        import kinograph.engines.ort
+        import onnx
+        import onnxruntime
+
+        graph = "<ir_version: 10, opset_import: ['': 21]> g (float[1] x) => (float[1] y) { y = Relu(x) }"
+        model = onnx.parser.parse_model(graph.replace("'", '"'))
+        print(onnxruntime.InferenceSession(model.SerializeToString()).get_inputs()[0].name)
+    """
+    assert run(script, environment={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}).strip() == "x"
+    assert list(tmp_path.rglob("*")) == []
