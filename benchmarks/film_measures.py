@@ -11,7 +11,7 @@ from kinograph.starter import drawing, world
 from kinograph.starter.judge import judge
 from kinograph.starter.measures import matched
 
-__all__ = ["border", "centre", "kept", "outlines", "seam", "shown"]
+__all__ = ["border", "centre", "drift", "kept", "outlines", "seam", "shown"]
 
 Frames = NDArray[np.uint8]
 
@@ -61,10 +61,25 @@ def _centred(frame: Frames, backdrop: Frames) -> NDArray[np.bool_]:
     return moved
 
 
+def drift(early: Frames, late: Frames) -> float:
+    """How many levels the backdrop's colour has moved: along the border, the median of every pixel's own change.
+
+    Of the channel that changed most, over both clips' time. The change of the median colour would say something else
+    of stripes: between two tones of half the border each, it moves by all that lies between them for a few pixels.
+    """
+    change = np.abs(_edges(late).mean(axis=0) - _edges(early).mean(axis=0))
+    return float(np.median(change, axis=0).max())
+
+
 def border(frames: Frames) -> NDArray[np.float64]:
     """The median colour along the picture's border, RGB."""
+    return np.asarray(np.median(_edges(frames).reshape(-1, 3), axis=0))
+
+
+def _edges(frames: Frames) -> Frames:
+    """The two outermost rows and columns of frames [T, H, W, 3], as [T, N, 3]."""
     edges = [frames[:, :2], frames[:, -2:], frames[:, :, :2], frames[:, :, -2:]]
-    return np.asarray(np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0))
+    return np.concatenate([edge.reshape(len(frames), -1, 3) for edge in edges], axis=1)
 
 
 def centre(frames: Frames) -> NDArray[np.float64]:
