@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from film_measures import centre, drift, kept, outlines, seam, shown
+from film_measures import border, centre, kept, pixel_drift, outlines, seam, shown
 from PIL import Image, ImageDraw
 
 import kinograph
@@ -260,7 +260,7 @@ def minute(studio: Studio) -> dict[str, Any]:
         )
         stages = json.loads(told.stdout)["stages"]
         runs[seconds] = (max(s["peak_bytes"] for s in stages), sum(s["seconds"] for s in stages if s["name"] == "film"))
-    same, drifts, sheet = [], [], []
+    same, drift, by_pixel, sheet = [], [], [], []
     for number, scene in enumerate(scenes(min(20, studio.options.cases), STEADY, 74)):
         frames = studio.make(main_caption(scene), seed=number, num_frames=60 * FPS + 1)
         early, late = judge(frames[:FRAMES]), judge(frames[-FRAMES:])
@@ -268,7 +268,8 @@ def minute(studio: Studio) -> dict[str, Any]:
         same.append(
             one is not None and other is not None and (one.subject, one.colour) == (other.subject, other.colour)
         )
-        drifts.append(drift(frames[:FRAMES], frames[-FRAMES:]))
+        drift.append(float(np.abs(border(frames[:FRAMES]) - border(frames[-FRAMES:])).max()))
+        by_pixel.append(pixel_drift(frames[:FRAMES], frames[-FRAMES:]))
         sheet += [*frames[np.linspace(0, len(frames) - 1, 12).astype(int)]] if number < 8 else []
     studio.sheet("minute", np.stack(sheet), 8)
     return {
@@ -276,8 +277,10 @@ def minute(studio: Studio) -> dict[str, Any]:
         "time of 60 s over that of 30 s": round(runs[60][1] / runs[30][1], 2),
         "seconds of work for a minute": round(runs[60][1], 1),
         "subject and colour as at the beginning, %": share(same),
-        "drift of the background, levels of 255, median": round(float(np.median(drifts)), 1),
-        "drift of the background, worst": round(max(drifts), 1),
+        "drift of the background, levels of 255, median": round(float(np.median(drift)), 1),
+        "drift of the background, worst": round(max(drift), 1),
+        "the same pixel by pixel, median": round(float(np.median(by_pixel)), 1),
+        "the same pixel by pixel, worst": round(max(by_pixel), 1),
         "cases": len(same),
     }
 

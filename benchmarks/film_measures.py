@@ -11,7 +11,7 @@ from kinograph.starter import drawing, world
 from kinograph.starter.judge import judge
 from kinograph.starter.measures import matched
 
-__all__ = ["border", "centre", "drift", "kept", "outlines", "seam", "shown"]
+__all__ = ["border", "centre", "kept", "outlines", "pixel_drift", "seam", "shown"]
 
 Frames = NDArray[np.uint8]
 
@@ -61,11 +61,11 @@ def _centred(frame: Frames, backdrop: Frames) -> NDArray[np.bool_]:
     return moved
 
 
-def drift(early: Frames, late: Frames) -> float:
+def pixel_drift(early: Frames, late: Frames) -> float:
     """How many levels the backdrop's colour has moved: along the border, the median of every pixel's own change.
 
-    Of the channel that changed most, over both clips' time. The change of the median colour would say something else
-    of stripes: between two tones of half the border each, it moves by all that lies between them for a few pixels.
+    Of the channel that changed most, over both clips' time. It stands beside the change of the border's median colour,
+    which between two tones of half the border each is that of the few pixels between them.
     """
     change = np.abs(_edges(late).mean(axis=0) - _edges(early).mean(axis=0))
     return float(np.median(change, axis=0).max())
