@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from film_measures import border, centre, kept, pixel_drift, outlines, seam, shown
+from film_measures import border, centre, kept, outlines, pixel_drift, seam, shown
 from PIL import Image, ImageDraw
 
 import kinograph
