@@ -35,17 +35,22 @@ class Anchor:
         return cls(first, np.asarray(np.median(following, axis=2, keepdims=True), np.float32))
 
     def held(self, latents: Latents) -> Latents:
-        """`latents` [1, C, F, H, W] with their colours where the anchor has them: each channel moved as a whole.
+        """`latents` [1, C, F, H, W] with their colours where the anchor has them, cell by cell where that can be told.
 
-        By how much is the median over the cells that show what is usual there, so that what moves is no drift. Where
-        those are few, the picture has changed, and nothing is done.
+        Each channel is moved by the median difference over the cells that show what is usual there, so that what moves
+        is no drift. Where those are few, the picture has changed, and nothing is done. Those cells themselves are moved
+        by their own median over time: bright and dark parts do not drift alike, and what varies within a window stays.
         """
         difference = latents - self.usual
-        same = np.abs(difference).mean(axis=1) < SAME  # [1, F, H, W]
+        away = np.abs(difference).mean(axis=1, keepdims=True)  # [1, 1, F, H, W]
+        same = away < SAME
         if same.mean() < _LEAST:
             return latents
-        drift = np.median(np.moveaxis(difference, 1, -1)[same], axis=0)
-        return np.asarray(latents - drift[None, :, None, None, None], np.float32)
+        everywhere = np.median(np.moveaxis(difference, 1, -1)[same[:, 0]], axis=0)[None, :, None, None, None]
+        seen = same.any(axis=2, keepdims=True)
+        own = np.nanmedian(np.where(same | ~seen, difference, np.nan), axis=2, keepdims=True)
+        sure = np.clip(2 * (1 - away / SAME), 0, 1)  # what is half as far away is as good as none
+        return np.asarray(latents - everywhere - sure * (own - everywhere), np.float32)
 
 
 class Anchors:

@@ -27,6 +27,28 @@ def test_drift_is_taken_away_whatever_moves(seed: int, drift: float, moved: int)
     assert np.abs(anchor.held(later) - expected).max() < 1e-5
 
 
+@given(seed=st.integers(0, 99), bright=st.floats(-0.15, 0.15), dark=st.floats(-0.15, 0.15))
+def test_parts_that_drift_apart_are_held_each(seed: int, bright: float, dark: float) -> None:
+    still = scene(seed)
+    anchor = Anchor.of(still, np.repeat(still, 5, axis=2))
+    later = np.repeat(still, 5, axis=2)
+    later[..., :4] += np.float32(bright)
+    later[..., 4:] += np.float32(dark)
+    later[:, :, 0] += 0.01  # what varies within a window is no drift
+    expected = np.repeat(still, 5, axis=2)
+    expected[:, :, 0] += 0.01
+    assert np.abs(anchor.held(later) - expected).max() < 1e-5
+
+
+def test_no_step_where_cells_cease_to_show_what_is_usual() -> None:
+    still = scene(2)
+    anchor = Anchor.of(still, np.repeat(still, 5, axis=2))
+    later = np.repeat(still, 21, axis=2)
+    later[..., 0] += np.linspace(0, 0.5, 21, dtype=np.float32)[:, None]  # a column fades into something else
+    steps = np.diff(anchor.held(later)[..., 0], axis=2)
+    assert np.abs(steps).max() < 0.08  # a hard edge would make it 0.2
+
+
 def test_another_picture_is_left_alone() -> None:
     anchor, other = Anchor.of(scene(0), scene(0)), scene(1) + 0.1
     assert np.array_equal(anchor.held(other), other)
