@@ -141,18 +141,22 @@ def _middle(block: Any, x: Tensor, memory: _Memory) -> Tensor:
 def _spatial_attention(block: Any, x: Tensor) -> Tensor:
     """Single-head attention within each frame of x [1, C, T, H, W]."""
     _, channels, frames, height, width = x.shape
-    y = x[0].transpose(0, 1)  # [T, C, H, W]
-    y = F.conv2d(_norm(block.norm, y), block.to_qkv.weight, block.to_qkv.bias)
+    y = F.conv2d(_norm(block.norm, _frames(x)), block.to_qkv.weight, block.to_qkv.bias)
     y = y.reshape(frames, 3, channels, height * width).transpose(2, 3)
     query, key, value = y[:, 0], y[:, 1], y[:, 2]  # each [T, H·W, C]
     y = torch.onnx.ops.attention(query, key, value, q_num_heads=1, kv_num_heads=1)[0]
     y = y.transpose(1, 2).reshape(frames, channels, height, width)
     y = F.conv2d(y, block.proj.weight, block.proj.bias)
-    return x + y.transpose(0, 1).unsqueeze(0)
+    return x + _film(y)
 
 
-def _frames_as_batch(conv: Any, x: Tensor, *, stride: int, padding: int) -> Tensor:
-    y = F.conv2d(x[0].transpose(0, 1), conv.weight, conv.bias, stride=stride, padding=padding)
+def _frames(x: Tensor) -> Tensor:
+    """[1, C, T, H, W] → [T, C, H, W]: what works within a frame takes frames as a batch."""
+    return x.squeeze(0).transpose(0, 1)
+
+
+def _film(y: Tensor) -> Tensor:
+    """[T, C, H, W] → [1, C, T, H, W]."""
     return y.transpose(0, 1).unsqueeze(0)
 
 
@@ -167,13 +171,14 @@ def _upsample(layer: Any, x: Tensor, memory: _Memory) -> Tensor:
             x = y.reshape(1, channels, 2 * frames, height, width)
         else:
             memory.future[-1] = torch.zeros_like(memory.future[-1])  # the first frame never enters the time convolution
-    x = F.interpolate(x[0].transpose(0, 1).float(), scale_factor=2.0, mode="nearest").to(x.dtype).transpose(0, 1)
-    return _frames_as_batch(layer.resample[1], x.unsqueeze(0), stride=1, padding=1)
+    frames = F.interpolate(_frames(x).float(), scale_factor=2.0, mode="nearest").to(x.dtype)
+    return _film(F.conv2d(frames, layer.resample[1].weight, layer.resample[1].bias, padding=1))
 
 
 def _downsample(layer: Any, x: Tensor, memory: _Memory) -> Tensor:
     """Halve height and width; `downsample3d` also halves time in every call but the first."""
-    x = _frames_as_batch(layer.resample[1], F.pad(x, (0, 1, 0, 1)), stride=2, padding=0)
+    conv, frames = layer.resample[1], F.pad(_frames(x), (0, 1, 0, 1))
+    x = _film(F.conv2d(frames, conv.weight, conv.bias, stride=2))
     if layer.mode == "downsample3d":
         past = memory.extend(x, 1)
         if not memory.first:
@@ -215,10 +220,10 @@ def _duplicate(up: Any, x: Tensor, first: bool) -> Tensor:
     _, _, frames, height, width = x.shape
     t, s = up.factor_t, up.factor_s
     if up.repeats == t * s * s:  # every channel is only repeated, in all directions
-        x = x[0].unsqueeze(2).expand(-1, -1, t, -1, -1).reshape(up.out_channels, frames * t, height, width)
+        x = x.squeeze(0).unsqueeze(2).expand(-1, -1, t, -1, -1).reshape(up.out_channels, frames * t, height, width)
         x = F.interpolate(x.float(), scale_factor=float(s), mode="nearest").to(x.dtype).unsqueeze(0)
         return x[:, :, t - 1 :] if first else x
-    x = x[0].unsqueeze(1).expand(-1, up.repeats, -1, -1, -1)
+    x = x.squeeze(0).unsqueeze(1).expand(-1, up.repeats, -1, -1, -1)
     x = x.reshape(up.out_channels, t, s, s, frames, height, width).permute(0, 4, 1, 5, 2, 6, 3)
     x = x.reshape(1, up.out_channels, frames * t, height * s, width * s)
     return x[:, :, t - 1 :] if first else x

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 __all__ = ["WanDenoiser"]
 
+# What modulation tables hold, and what is added to it: scales count from one.
+_BLOCK = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0)  # shift, scale and gate of attention, then of the feed-forward
+_HEAD = (0.0, 1.0)  # shift and scale
+
 
 class WanDenoiser(nn.Module):
     """`WanTransformer3DModel` behind the `Denoiser` protocol.
@@ -44,7 +48,7 @@ class WanDenoiser(nn.Module):
         rows = text.shape[0]
         grid = tuple(size // patch for size, patch in zip(x.shape[2:], self.patch, strict=True))
         rope = self._rope(grid, rows)
-        given = self._given_tokens(mask) if self.per_token_timestep else None
+        tokens = self._timestep_rows(mask) if self.per_token_timestep else None
 
         hidden = F.conv3d(x.to(self.dtype), model.patch_embedding.weight, model.patch_embedding.bias, stride=self.patch)
         hidden = hidden.flatten(2).transpose(1, 2)
@@ -55,16 +59,18 @@ class WanDenoiser(nn.Module):
         )
         image_context = None if image is None else self._embed_image(image).expand(rows, -1, -1)
 
+        modulation, rows_of_table = modulation.float(), _rows(tokens, len(_BLOCK))
         for index, block in enumerate(model.blocks):
-            table = _select(block.scale_shift_table + modulation.float(), given)
+            table = _select(block.scale_shift_table + modulation + _column(_BLOCK), rows_of_table)
             hidden = self._attend_self(block, hidden, table, rope if index else self._rope(grid, 1))
             if index == 0:  # until the text enters, all guidance rows are equal
                 hidden = hidden.expand(rows, -1, -1)
             hidden = hidden + self._attend_text(block, hidden, context, image_context)
             hidden = self._feed_forward(block, hidden, table)
 
-        shift, scale = _select(model.scale_shift_table + temb.unsqueeze(1), given)
-        hidden = (model.norm_out(hidden.float()) * (1 + scale) + shift).to(self.dtype)
+        table = model.scale_shift_table + temb.unsqueeze(1) + _column(_HEAD)
+        shift, scale = _select(table, _rows(tokens, len(_HEAD)))
+        hidden = (model.norm_out(hidden.float()) * scale + shift).to(self.dtype)
         hidden = model.proj_out(hidden)
         return self._unpatchify(hidden, rows, grid)
 
@@ -90,10 +96,10 @@ class WanDenoiser(nn.Module):
         hidden = embedder.ff.net[2](F.gelu(embedder.ff.net[0].proj(hidden)))
         return embedder.norm2(hidden)
 
-    def _given_tokens(self, mask: Tensor) -> Tensor:
-        """Which tokens are given: [1, S, 1] bool, read at the first latent of each patch, as diffusers does."""
+    def _timestep_rows(self, mask: Tensor) -> Tensor:
+        """Which timestep each token has: [1, S] int64, 0 where given, read at a patch's first latent like diffusers."""
         p_t, p_h, p_w = self.patch
-        return mask[:, 0, ::p_t, ::p_h, ::p_w].flatten(1).unsqueeze(-1) > 0.5
+        return (mask[:, 0, ::p_t, ::p_h, ::p_w].flatten(1) <= 0.5).long()
 
     def _rope(self, grid: tuple[int, ...], rows: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines [rows, S, head_dim / 2] of the 3-D rotary embedding (RoFormer, arXiv:2104.09864)."""
@@ -115,7 +121,7 @@ class WanDenoiser(nn.Module):
     ) -> Tensor:
         shift, scale, gate = table[:3]
         attn = block.attn1
-        x = (block.norm1(hidden.float()) * (1 + scale) + shift).to(self.dtype)
+        x = (block.norm1(hidden.float()) * scale + shift).to(self.dtype)
         query = self._rotate(attn.norm_q(attn.to_q(x)), rope)
         key = self._rotate(attn.norm_k(attn.to_k(x)), rope)
         out = attn.to_out[0](self._attention(query, key, attn.to_v(x)))
@@ -133,7 +139,7 @@ class WanDenoiser(nn.Module):
 
     def _feed_forward(self, block: Any, hidden: Tensor, table: tuple[Tensor, ...]) -> Tensor:
         shift, scale, gate = table[3:]
-        x = (block.norm3(hidden.float()) * (1 + scale) + shift).to(self.dtype)
+        x = (block.norm3(hidden.float()) * scale + shift).to(self.dtype)
         x = block.ffn.net[2](F.gelu(block.ffn.net[0].proj(x), approximate="tanh"))
         return (hidden.float() + x.float() * gate).to(self.dtype)
 
@@ -153,15 +159,23 @@ class WanDenoiser(nn.Module):
         return x.reshape(rows, -1, *sizes)
 
 
-def _select(table: Tensor, given: Tensor | None) -> tuple[Tensor, ...]:
-    """Split a modulation table [R, n, D] into n tensors: [1, 1, D], or [1, S, D] chosen per token by `given`."""
-    parts = []
-    for part in table.unbind(dim=1):
-        if given is None:
-            parts.append(part.unsqueeze(1))
-        else:
-            parts.append(torch.where(given, part[0], part[1]))
-    return tuple(parts)
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).unsqueeze(1)
+
+
+def _rows(tokens: Tensor | None, count: int) -> list[Tensor] | None:
+    """For each of a table's `count` parts, the row [1, S] that every token has of the table's [R·n, D]."""
+    return None if tokens is None else [tokens * count + part for part in range(count)]
+
+
+def _select(table: Tensor, rows: list[Tensor] | None) -> tuple[Tensor, ...]:
+    """Split a modulation table [R, n, D] into n tensors: [1, 1, D], or [1, S, D] with every token's own `rows`.
+
+    Rows are copied; to choose between two of them element by element takes ONNX Runtime three times as long.
+    """
+    if rows is None:
+        return tuple(part.unsqueeze(1) for part in table.unbind(dim=1))
+    return tuple(F.embedding(row, table.flatten(0, 1)) for row in rows)
 
 
 def rotary_widths(head_dim: int) -> tuple[int, int, int]:
