@@ -41,7 +41,6 @@ _UNIT = 32  # pixels; a clip's side is a multiple of it
 _GLANCES = 6  # frames in which clips are redrawn
 _SMUDGE = 0.06  # of the largest subject's area, below which something is none
 _SPLINTER = 0.12  # the same for something of a larger one's colour
-_SCENERY = 0.5  # of what is taken for a subject, from which on it is the backdrop's own
 _INSIDE = 0.6  # of the frames in which a fringe is within the bounds of its subject
 _MOST = 4  # subjects
 _SHORTEST = 3  # frames in which a subject is seen at least
@@ -108,9 +107,8 @@ def _actors(pictures: Array, backdrop: Backdrop) -> tuple[Found, ...]:
     clear = ~grown(front[None] > 0.5)[0]
     behind = levelled(picture, pictures)
     weights = by_colour(pictures, behind, clear, backdrop.genre)
-    parts = [(colour, part) for colour, weight in weights.items() for part in parts_of(weight, backdrop.wall)]
     scenery = explained(pictures, picture, behind)
-    parts = [(colour, part) for colour, part in parts if part[scenery].sum() < _SCENERY * part.sum()]
+    parts = [(colour, part) for colour, weight in weights.items() for part in parts_of(weight, scenery, backdrop.wall)]
     if not parts:
         return ()
     parts.sort(key=lambda one: -area_of(one[1]))

@@ -31,6 +31,7 @@ _PRESENT = 0.4  # weight from which a pixel belongs to a piece
 _PIECES = 16  # pieces of a colour that are looked at, the largest
 _SMALLEST = 14  # pixels in the frame where a subject is largest
 _SHORTEST = 3  # frames in which a subject is seen at least
+_SCENERY = 0.5  # of a piece, from which on it is the backdrop's own
 
 
 def by_colour(pictures: Array, behind: Array, clear: Mask, genre: str) -> dict[str, Array]:
@@ -98,11 +99,17 @@ def _colours_in(misfit: Array) -> list[int]:
     return chosen
 
 
-def parts_of(weight: Array, wall: bool) -> list[Array]:
-    """The subjects of one colour, each a weight [T, H, W], from all that has this colour."""
+def parts_of(weight: Array, scenery: Mask, wall: bool) -> list[Array]:
+    """The subjects of one colour, each a weight [T, H, W], from all that has this colour.
+
+    What lies mostly in the `scenery` [T, H, W] belongs to none: a moon's rim is no part of who passes behind a wall.
+    """
     cut = _cut(weight)
     labels = _components(cut > _PRESENT)
     sizes = np.bincount(labels.ravel())
+    own = np.bincount(labels.ravel(), weights=(weight * scenery).ravel())
+    whole = np.bincount(labels.ravel(), weights=weight.ravel())
+    sizes[own >= _SCENERY * whole] = 0
     sizes[0] = 0
     largest = [i for i in np.argsort(-sizes)[:_PIECES] if sizes[i] >= _SMALLEST]
     pieces = [np.nonzero(labels == i) for i in largest]

@@ -46,6 +46,18 @@ def softened(clip: Clip, rng: np.random.Generator) -> Clip:
     return np.asarray(np.clip(soft + 0.5, 0, 255), dtype=np.uint8)
 
 
+def overdrawn(scene: world.Scene) -> Clip:
+    """The scene at 128×128 with its scenery, but not a wall, sharper than it should be and two pixels to the right."""
+    empty, sky = (
+        drawing.render(replace(scene, actors=(), kind=kind), 1, 128)[0].astype(np.float32)
+        for kind in (scene.kind, "single")
+    )
+    level = np.median(sky, axis=(0, 1))
+    excess = level + 1.15 * (np.roll(sky, 2, axis=1) - level) - sky
+    excess[(empty != sky).any(-1)] = 0
+    return np.asarray(np.clip(drawing.render(scene, 9, 128) + excess, 0, 255), dtype=np.uint8)
+
+
 def covering() -> Iterator[world.Scene]:
     """Single subjects: every background in every genre, with every motion."""
     rng = np.random.default_rng(5)
@@ -105,12 +117,17 @@ def test_a_backdrop_alone_has_no_subjects(background: str) -> None:
 def test_scenery_that_is_overdrawn_is_no_subject(background: str, genre: str) -> None:
     ball = world.Actor("ball", "red", "stays", 0.2, (0.35, 0.45), (0.35, 0.45))
     scene = world.Scene("single", (ball,), background, genre)
-    empty = drawing.render(replace(scene, actors=()), 1, 128)[0].astype(np.float32)
-    level = np.median(empty, axis=(0, 1))
-    overdrawn = level + 1.15 * (np.roll(empty, 2, axis=1) - level)
-    clip = np.clip(drawing.render(scene, 9, 128) + overdrawn - empty, 0, 255).astype(np.uint8)
-    actors = judge(clip).actors
+    actors = judge(overdrawn(scene)).actors
     assert [(actor.subject, actor.colour) for actor in actors] == [("ball", "red")]
+
+
+@pytest.mark.parametrize("subject", ["ball", "heart"])
+@pytest.mark.parametrize("background", ["night sky", "stars", "sea"])
+def test_scenery_that_is_overdrawn_is_no_part_of_who_passes_behind_a_wall(background: str, subject: str) -> None:
+    one = world.Actor(subject, "pink", "right", 0.15, (0.18, 0.6), (0.82, 0.6))
+    clip = overdrawn(world.Scene("wall", (one,), background, "pixel art"))
+    seen = [(actor.subject, actor.colour, actor.motion, actor.steady) for actor in judge(clip).actors]
+    assert seen == [(subject, "pink", "right", True)]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 17])
