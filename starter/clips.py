@@ -46,12 +46,13 @@ def training_scenes(count: int, rng: np.random.Generator) -> list[world.Scene]:
 
 
 def _sample(kind: str, rng: np.random.Generator) -> world.Scene:
-    """Of two scenes the one where more spins, which takes longest to learn: every frame shows another outline."""
-    return max((world.sample(rng, kind=kind) for _ in range(2)), key=_spinning)
+    """Of three scenes the one that is hardest to learn."""
+    return max((world.sample(rng, kind=kind) for _ in range(3)), key=_hardness)
 
 
-def _spinning(scene: world.Scene) -> int:
-    return sum(actor.motion == "spins" for actor in scene.actors)
+def _hardness(scene: world.Scene) -> int:
+    """How many subjects spin, each frame being another outline, and whether pixel art has few pixels for them."""
+    return sum(actor.motion == "spins" for actor in scene.actors) + (scene.genre == "pixel art")
 
 
 class Pool:

@@ -77,7 +77,7 @@ def _vae(run: Run) -> AutoencoderKLWan:
 
 
 def _decoder(run: Run) -> AutoencoderKLWan:
-    budget = Budget(run.decoder_minutes, 1.5e-3, muon_rate=3e-3)
+    budget = Budget(run.decoder_minutes, 1.5e-3 * run.pace, muon_rate=3e-3 * run.pace)
     return train_decoder(run.folder / "decoder.pt", budget, _clips(run), _vae(run), anew=False)
 
 

@@ -123,6 +123,19 @@ def test_training_goes_on_from_a_checkpoint(trained: Path, tmp_path: Path) -> No
     assert str(trained) not in (tmp_path / "checkpoint" / "transformer" / "config.json").read_text()
 
 
+def test_what_is_hard_to_learn_is_trained_on_more_often_than_it_is_drawn() -> None:
+    from kinograph.starter.clips import training_scenes
+
+    rng = np.random.default_rng(3)
+    drawn, trained = [world.sample(rng) for _ in range(400)], training_scenes(400, rng)
+
+    def shares(scenes: list[world.Scene]) -> tuple[float, float]:
+        spinning = [actor.motion == "spins" for scene in scenes for actor in scene.actors]
+        return float(np.mean([scene.genre == "pixel art" for scene in scenes])), float(np.mean(spinning))
+
+    assert all(often > 1.4 * seldom for often, seldom in zip(shares(trained), shares(drawn), strict=True))
+
+
 def test_given_frames_always_leave_one_to_make() -> None:
     from kinograph.starter.dit_training import given_frames
 
