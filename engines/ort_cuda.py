@@ -1,7 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU: for GPUs that TensorRT is not there for, and for graphs that it cannot build.
 
-The graphs are those of the CPU, rewrites and all: bfloat16 computes as float32, attention is one node that the GPU has
-a flash kernel for. Buffers, tables and the stream are CUDA's own, and ONNX Runtime works on that stream.
+The graphs are those of the CPU, with most of its rewrites: bfloat16 computes as float32, attention is one node that the
+GPU has a flash kernel for. Buffers, tables and the stream are CUDA's own, and ONNX Runtime works on that stream.
 
 A step is a CUDA graph. ONNX Runtime captures one for every set of addresses and replays it from then on; a loop writes
 alternately into two buffers, and the rows of its tables are copied to one place, so that there are two of them.
@@ -19,6 +19,7 @@ from kinograph.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTa
 from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.host import one_by_one
 from kinograph.engines.ort import OrtEngine, Provider
+from kinograph.engines.rewrites import CUDA_REWRITES
 from kinograph.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class OrtCudaDevice:
 
     def _provider(self, options: Mapping[str, str]) -> Provider:
         chain = [("CUDAExecutionProvider", dict(options)), "CPUExecutionProvider"]
-        return Provider(chain, "cuda", self.gpu.index, device_address)
+        return Provider(chain, "cuda", self.gpu.index, device_address, rewrites=CUDA_REWRITES)
 
     def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
         variant = bundle.component(component).variants[precision]

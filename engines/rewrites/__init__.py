@@ -16,14 +16,15 @@ from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.blocks import blocks_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
+from kinograph.engines.rewrites.narrow_convolution import narrow_convolution_to_frames
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 from kinograph.engines.rewrites.zero_points import zero_points_for_weights
 
-__all__ = ["CPU_REWRITES", "Rewrite"]
+__all__ = ["CPU_REWRITES", "CUDA_REWRITES", "Rewrite"]
 
 Rewrite = Callable[[ir.Model, MutableMapping[str, npt.NDArray[Any]]], None]
 
-CPU_REWRITES: tuple[Rewrite, ...] = (
+CUDA_REWRITES: tuple[Rewrite, ...] = (  # what ONNX Runtime has kernels for on a GPU, too
     bfloat16_to_float32,
     blocks_to_float32,
     attention_to_multi_head,
@@ -31,3 +32,4 @@ CPU_REWRITES: tuple[Rewrite, ...] = (
     channel_norm_to_convolution,
     zero_points_for_weights,
 )
+CPU_REWRITES: tuple[Rewrite, ...] = (*CUDA_REWRITES, narrow_convolution_to_frames)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from kinograph.engines.rewrites.constants import add_constant
+
 __all__ = ["channel_norm_to_convolution"]
 
 _CHANNELS = 1  # axis
@@ -43,13 +45,5 @@ def _over_channels(node: ir.Node) -> bool:
 def _ones(model: ir.Model, channels: int, rank: int) -> ir.Value:
     """A kernel of ones [1, C, 1, …]."""
     name = f"ones_{channels}_{rank}"
-    if name not in model.graph.initializers:
-        array = np.ones((1, channels, *[1] * (rank - 2)), np.float32)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            const_value=ir.tensor(array, name=name),
-        )
-        model.graph.initializers[name] = value
-    return model.graph.initializers[name]
+    known = model.graph.initializers.get(name)
+    return known or add_constant(model, name, np.ones((1, channels, *[1] * (rank - 2)), np.float32))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from kinograph.engines.rewrites.constants import add_constant, array_of
+
 __all__ = ["affine_to_symmetric", "biases_to_float"]
 
 _LARGEST = 127  # of int8, and of what is as far below zero
@@ -26,11 +28,11 @@ def affine_to_symmetric(model: ir.Model, weights: MutableMapping[str, Any]) -> N
             continue
         names = str(scale.name), str(zero.name)
         if names not in done:
-            point = _array(zero, weights).astype(np.float32)
-            largest = np.maximum(point, 255 - point) * _array(scale, weights) / _LARGEST
+            point = array_of(zero, weights).astype(np.float32)
+            largest = np.maximum(point, 255 - point) * array_of(scale, weights) / _LARGEST
             done[names] = (
-                _constant(model, f"{names[0]}.symmetric", largest.astype(np.float32)),
-                _constant(model, f"{names[1]}.symmetric", np.zeros(point.shape, np.int8)),
+                add_constant(model, f"{names[0]}.symmetric", largest.astype(np.float32)),
+                add_constant(model, f"{names[1]}.symmetric", np.zeros(point.shape, np.int8)),
             )
         node.replace_input_with(1, done[names][0])
         node.replace_input_with(2, done[names][1])
@@ -47,22 +49,7 @@ def biases_to_float(model: ir.Model, weights: MutableMapping[str, Any]) -> None:
         steps, scale = node.inputs
         if steps is None or scale is None or steps.dtype != ir.DataType.INT32 or not steps.is_initializer():
             continue
-        values = _array(steps, weights) * _array(scale, weights)
-        float_bias = _constant(model, f"{steps.name}.float", np.asarray(values, np.float32))
+        values = array_of(steps, weights) * array_of(scale, weights)
+        float_bias = add_constant(model, f"{steps.name}.float", np.asarray(values, np.float32))
         ir.convenience.replace_all_uses_with(node.outputs[0], float_bias)
         graph.remove(node, safe=True)
-
-
-def _array(value: ir.Value, weights: MutableMapping[str, Any]) -> Any:
-    if value.name in weights:
-        return np.asarray(weights[str(value.name)])
-    if value.const_value is None:
-        raise ValueError(f"{value.name} is no constant")
-    return value.const_value.numpy()
-
-
-def _constant(model: ir.Model, name: str, array: Any) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.initializers[name] = value
-    return value

@@ -15,6 +15,7 @@ from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.attention16 import attention_to_16_bits
 from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
+from kinograph.engines.rewrites.narrow_convolution import narrow_convolution_to_frames
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 from kinograph.engines.rewrites.table import dequantise_tables
 from kinograph.engines.rewrites.zero_points import zero_points_for_weights
@@ -118,6 +119,80 @@ def test_other_norms_stay(change: dict[str, object]) -> None:
     model = channel_norm(**change)  # type: ignore[arg-type]
     channel_norm_to_convolution(model, {})
     assert operators(model) == ["ReduceL2"]
+
+
+def convolution(
+    shape: str = "1,6,T,8,8",
+    made: int = 4,
+    kernel: str = "3,3,3",
+    bias: bool = True,
+    attributes: str = "pads = [0,1,1,0,1,1]",
+    groups: int = 1,
+) -> ir.Model:
+    """A convolution of x with random weights, which lie in the graph."""
+    taken = int(shape.split(",")[1]) // groups
+    sides = [int(side) for side in kernel.split(",")]
+    model = ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["" : 23]>
+        g (float[{shape}] x, float[{made},{taken},{kernel}] w, float[{made}] b) => (float[B,O,F,H,W] y) {{
+            y = Conv <group = {groups}, {attributes}> (x, w{", b" if bias else ""})
+        }}"""
+    )
+    rng = np.random.default_rng(0)
+    for value in list(model.graph.inputs)[1:]:
+        array = rng.normal(size=[made] if value.name == "b" else [made, taken, *sides]).astype(np.float32)
+        value.const_value = ir.tensor(array)
+        model.graph.inputs.remove(value)
+        if value.name != "b" or bias:
+            model.graph.initializers[str(value.name)] = value
+    return model
+
+
+@pytest.mark.parametrize("frames", [3, 6])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "pads"), [("3,3,3", "0,1,1,0,1,1"), ("2,3,1", "0,2,0,0,1,0"), ("3,1,1", "0,0,0,0,0,0")]
+)
+def test_a_narrow_convolution_over_time_is_done_within_frames(frames: int, bias: bool, kernel: str, pads: str) -> None:
+    model = convolution(kernel=kernel, bias=bias, attributes=f"pads = [{pads}]")
+    x = {"x": np.random.default_rng(1).normal(size=(1, 6, frames, 8, 8)).astype(np.float32)}
+    expected = run(model, x)
+    narrow_convolution_to_frames(model, {})
+    assert operators(model).count("Conv") == 1
+    assert "Slice" in operators(model)
+    assert "w" not in model.graph.initializers
+    assert np.abs(run(model, x) - expected).max() < 10 * TOLERANCE
+
+
+def test_a_narrow_convolution_may_have_its_weights_elsewhere_and_share_them() -> None:
+    model = convolution()
+    kernel = model.graph.initializers["w"]
+    other = ir.node("Conv", [model.graph.inputs[0], kernel], {"strides": [1, 2, 2]})
+    model.graph.append(other)
+    weights = {"w": kernel.const_value.numpy(), "b": model.graph.initializers["b"].const_value.numpy()}  # type: ignore[union-attr]
+    narrow_convolution_to_frames(model, weights)
+    assert list(weights) == ["w"]
+    assert other.inputs[1] is model.graph.initializers["w"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"made": 8},
+        {"shape": "1,32,T,8,8", "made": 24},
+        {"shape": "2,6,T,8,8"},
+        {"shape": "1,12,T,8,8", "groups": 2},
+        {"kernel": "1,3,3"},
+        {"attributes": "pads = [1,1,1,1,1,1]"},
+        {"attributes": 'auto_pad = "SAME_UPPER"'},
+        {"attributes": "strides = [1,2,2]"},
+        {"attributes": "dilations = [2,1,1]"},
+    ],
+)
+def test_other_convolutions_stay(change: dict[str, object]) -> None:
+    model = convolution(**change)  # type: ignore[arg-type]
+    narrow_convolution_to_frames(model, {})
+    assert operators(model) == ["Conv"]
 
 
 def test_int8_tables_become_float_ones() -> None:
