@@ -201,14 +201,20 @@ class Film:
 
     def _faded(self, frames: Pixels, at: int) -> Pixels:
         """Frames [T, H, W, 3] from the film's frame `at` on, given ones faded into what was made of them."""
-        place, mixed = self.layout, frames.astype(np.float32)
-        for index in range(len(frames)):
+        place, faded = self.layout, frames
+        for index, made in enumerate(frames):
             number, later = at + index, at + index - place.context - place.made
             if self.before is not None and number < place.context:
-                mixed[index] += (self.before[number] - mixed[index]) * (1 - (number + 1) / (place.context + 1))
+                given, share = self.before[number], 1 - (number + 1) / (place.context + 1)
             elif self.after is not None and 0 <= later < len(self.after):
-                mixed[index] += (self.after[later] - mixed[index]) * ((later + 1) / (len(self.after) + 1))
-        return np.asarray(np.rint(mixed), np.uint8)
+                given, share = self.after[later], (later + 1) / (len(self.after) + 1)
+            else:
+                continue
+            if faded is frames:
+                faded = frames.copy()
+            mixed = made.astype(np.float32)
+            faded[index] = np.rint(mixed + (given - mixed) * share)
+        return faded
 
     def _embedded(self) -> npt.NDArray[np.float32]:
         """The rows of text of every prompt, and of the negative one where the run is guided."""
