@@ -44,6 +44,7 @@ class Convolution:
     weight: str
     bias: str | None
     output: str
+    channels: int  # O
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -84,7 +85,8 @@ class Graph:
             activation, weight, *rest = (None if value is None else str(value.name) for value in node.inputs)
             if activation and weight and weight in self.weights and self.weights[weight].ndim in _CONVOLUTIONS:
                 bias = rest[0] if rest else None
-                found.append(Convolution(activation, str(node.name), weight, bias, str(node.outputs[0].name)))
+                made = len(self.weights[weight])
+                found.append(Convolution(activation, str(node.name), weight, bias, str(node.outputs[0].name), made))
         return found
 
     def constant(self, name: str) -> npt.NDArray[np.float32]:

@@ -65,7 +65,7 @@ class Work:
 
     def plan(self, recipe: Products) -> None:
         """Plan every layer by the recipe, and by its control."""
-        self.layers = [one for one in self.layers if isinstance(one, Convolution) or recipe.takes(one)]
+        self.layers = [one for one in self.layers if recipe.takes(one)]
         for layer in self.layers:
             seen = [self.watch.halves(name) for name in _watched(layer)]
             self.plans.append(self._plan(recipe, layer, seen))

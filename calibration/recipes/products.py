@@ -36,6 +36,7 @@ Halves = tuple[Statistics, Statistics]
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _CUTS = (1.25, 1.1, 0.95, 0.9, 0.8, 0.7)  # shares of the range that was seen: with room to spare, or cut off
 _COLUMNS = 1024  # of a weight, about, that α and shares are tried on
+_NARROW = 16  # channels that a convolution makes: in bytes such a one took two to six times as long as in floats
 _SMALLEST = 1e-5  # of the largest channel: what is smaller is not smoothed further
 
 
@@ -103,7 +104,8 @@ class Products:
     """A recipe: to which `numbers`, and whether convolutions over time and space are quantised besides products.
 
     With everything else off it is the control: one range for each tensor, the smallest and largest value, or blocks
-    whose scales are their largest values'. Convolutions are always in 8 bits, with static ranges.
+    whose scales are their largest values'. Convolutions are always in 8 bits, with static ranges; those that make few
+    channels stay in float, for products of bytes are done for many at a time.
 
     Layers that do most harm may be quantised by the recipe `finer` instead, in more bits.
     """
@@ -120,9 +122,11 @@ class Products:
         """The same without what makes it good."""
         return replace(self, smooth=False, cut=False, fine=False, finer=None)
 
-    def takes(self, group: Group) -> bool:
-        """Whether a group's channels divide into blocks."""
-        return group.channels % self.numbers.block == 0
+    def takes(self, layer: Group | Convolution) -> bool:
+        """Whether a group's channels divide into blocks, or a convolution makes enough of them to gain by it."""
+        if isinstance(layer, Convolution):
+            return layer.channels > _NARROW
+        return layer.channels % self.numbers.block == 0
 
     def plan(self, group: Group, halves: Halves, weights: Sequence[Floats]) -> Plan:
         """How to quantise a group of weights [K, N] each, whose activation was seen, by halves of the videos.

@@ -18,6 +18,7 @@ from kinograph.engines.rewrites.blocks import blocks_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.narrow_convolution import narrow_convolution_to_frames
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
+from kinograph.engines.rewrites.stored_kernels import stored_kernels_to_floats
 from kinograph.engines.rewrites.zero_points import zero_points_for_weights
 
 __all__ = ["CPU_REWRITES", "CUDA_REWRITES", "Rewrite"]
@@ -30,6 +31,7 @@ CUDA_REWRITES: tuple[Rewrite, ...] = (  # what ONNX Runtime has kernels for on a
     attention_to_multi_head,
     rms_norm_to_simplified_layer_norm,
     channel_norm_to_convolution,
+    stored_kernels_to_floats,
     zero_points_for_weights,
 )
 CPU_REWRITES: tuple[Rewrite, ...] = (*CUDA_REWRITES, narrow_convolution_to_frames)

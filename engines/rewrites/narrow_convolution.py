@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from kinograph.engines.rewrites.constants import add_constant, array_of
+from kinograph.engines.rewrites.constants import add_constant, array_of, drop_unused
 
 __all__ = ["narrow_convolution_to_frames"]
 
@@ -30,10 +30,7 @@ def narrow_convolution_to_frames(model: ir.Model, weights: MutableMapping[str, A
         kernel, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
         new = _within_frames(model, node, weights)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], new, node.outputs, new[-1].outputs)
-        for value in (kernel, bias):
-            if value is not None and not value.uses():
-                del model.graph.initializers[str(value.name)]
-                weights.pop(str(value.name), None)
+        drop_unused(model, weights, kernel, bias)
 
 
 def _replaceable(node: ir.Node) -> bool:

@@ -105,7 +105,7 @@ def test_convolutions_are_the_planned_ones(with_bias: bool, sides: tuple[int, ..
     model = graph_of([node], [1, 4, *sides], ["y"], weights)
     x = random.normal(size=(1, 4, *sides)).astype(np.float32)
     (exact,) = run(model, x)
-    layer = Convolution("x", "conv", "w", "b" if with_bias else None, "y")
+    layer = Convolution("x", "conv", "w", "b" if with_bias else None, "y", 6)
     plan = INT8.plan_convolution(
         layer, statistics(x.reshape(-1, 1)), statistics(exact.reshape(-1, 1)), weight, weights.get("b")
     )
@@ -117,6 +117,11 @@ def test_convolutions_are_the_planned_ones(with_bias: bool, sides: tuple[int, ..
     (got,) = run(emit(model, [plan]), x)
     assert np.abs(got - plan.output.there_and_back(wanted)).max() <= 1.01 * plan.output.scale  # ties may round apart
     assert signal_to_noise(exact, got) > 30
+
+
+def test_convolutions_that_make_few_channels_stay_in_float() -> None:
+    assert not INT8.takes(Convolution("x", "conv", "w", None, "y", 16))
+    assert INT8.takes(Convolution("x", "conv", "w", None, "y", 17))
 
 
 def test_a_model_is_copied_not_changed(products: Any) -> None:

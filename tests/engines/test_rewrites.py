@@ -17,6 +17,7 @@ from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.narrow_convolution import narrow_convolution_to_frames
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
+from kinograph.engines.rewrites.stored_kernels import stored_kernels_to_floats
 from kinograph.engines.rewrites.table import dequantise_tables
 from kinograph.engines.rewrites.zero_points import zero_points_for_weights
 
@@ -121,6 +122,16 @@ def test_other_norms_stay(change: dict[str, object]) -> None:
     assert operators(model) == ["ReduceL2"]
 
 
+def with_constants(model: ir.Model, arrays: dict[str, npt.NDArray[np.generic]]) -> ir.Model:
+    """The model with every input but its first a constant, or nothing at all."""
+    for value in list(model.graph.inputs)[1:]:
+        model.graph.inputs.remove(value)
+        if value.name in arrays:
+            value.const_value = ir.tensor(arrays[value.name], name=value.name)
+            model.graph.initializers[value.name] = value
+    return model
+
+
 def convolution(
     shape: str = "1,6,T,8,8",
     made: int = 4,
@@ -139,13 +150,8 @@ def convolution(
         }}"""
     )
     rng = np.random.default_rng(0)
-    for value in list(model.graph.inputs)[1:]:
-        array = rng.normal(size=[made] if value.name == "b" else [made, taken, *sides]).astype(np.float32)
-        value.const_value = ir.tensor(array)
-        model.graph.inputs.remove(value)
-        if value.name != "b" or bias:
-            model.graph.initializers[str(value.name)] = value
-    return model
+    arrays = {"w": rng.normal(size=[made, taken, *sides]), "b": rng.normal(size=made)}
+    return with_constants(model, {name: arrays[name].astype(np.float32) for name in ("w", "b")[: 1 + bias]})
 
 
 @pytest.mark.parametrize("frames", [3, 6])
@@ -193,6 +199,49 @@ def test_other_convolutions_stay(change: dict[str, object]) -> None:
     model = convolution(**change)  # type: ignore[arg-type]
     narrow_convolution_to_frames(model, {})
     assert operators(model) == ["Conv"]
+
+
+def stored_kernel(integers: bool = False, zero: bool = False, axis: int = 0) -> ir.Model:
+    """A convolution with a kernel in int8, of floats or of what was made of `integers`."""
+    channels = 4 if axis == 0 else 6
+    model = ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["" : 23]>
+        g ({"uint8" if integers else "float"}[1,6,8,8] x, int8[4,6,3,3] k, float[{channels}] s, int8[{channels}] z)
+        => (float[1,4,6,6] y) <float half = {{0.5}}> {{
+            w = DequantizeLinear <axis = {axis}> (k, s{", z" if zero else ""})
+            {"f = DequantizeLinear (x, half)" if integers else ""}
+            y = Conv ({"f" if integers else "x"}, w)
+        }}"""
+    )
+    rng = np.random.default_rng(0)
+    arrays = {
+        "k": rng.integers(-127, 128, (4, 6, 3, 3)).astype(np.int8),
+        "s": rng.uniform(0.01, 0.02, channels).astype(np.float32),
+        "z": np.ones(channels, np.int8),
+    }
+    return with_constants(model, {name: arrays[name] for name in ("k", "s", "z")[: 2 + zero]})
+
+
+def test_stored_kernels_of_float_convolutions_become_floats() -> None:
+    model, elsewhere = stored_kernel(), stored_kernel()
+    x = {"x": np.random.default_rng(1).normal(size=(1, 6, 8, 8)).astype(np.float32)}
+    expected = run(model, x)
+    stored_kernels_to_floats(model, {})
+    assert operators(model) == ["Conv"]
+    assert not {"k", "s"} & set(model.graph.initializers)
+    assert np.abs(run(model, x) - expected).max() < 10 * TOLERANCE
+
+    weights = {name: elsewhere.graph.initializers[name].const_value.numpy() for name in "ks"}  # type: ignore[union-attr]
+    stored_kernels_to_floats(elsewhere, weights)
+    assert not weights
+
+
+@pytest.mark.parametrize("change", [{"integers": True}, {"zero": True}, {"axis": 1}])
+def test_other_stored_kernels_stay(change: dict[str, int]) -> None:
+    model = stored_kernel(**change)  # type: ignore[arg-type]
+    before = operators(model)
+    stored_kernels_to_floats(model, {})
+    assert operators(model) == before
 
 
 def test_int8_tables_become_float_ones() -> None:
