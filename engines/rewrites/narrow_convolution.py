@@ -74,7 +74,7 @@ def _within_frames(model: ir.Model, node: ir.Node, weights: Mapping[str, Any]) -
         nodes.append(ir.node(operator, inputs, attributes, name=f"{node.name}.{len(nodes)}"))
         return nodes[-1].outputs[0]
 
-    first = constant("first", [0])
+    first, axes = constant("first", [0]), constant("axes", [0, 1])
     pads = _ints(node, "pads", [0] * 6)
     apart = write("Squeeze", write("Transpose", x, perm=_FRAMES_FIRST), first)
     shares = write(
@@ -92,7 +92,7 @@ def _within_frames(model: ir.Model, node: ir.Node, weights: Mapping[str, Any]) -
             shares,
             constant(f"from{k}", [k, k * made]),
             constant(f"to{k}", [end, (k + 1) * made]),
-            constant(f"axes{k}", [0, 1]),
+            axes,
         )
         y = share if y is None else write("Add", y, share)
     assert y is not None

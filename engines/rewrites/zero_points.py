@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from kinograph.engines.rewrites.constants import add_constant
+
 __all__ = ["zero_points_for_weights"]
 
 
@@ -27,9 +29,6 @@ def zero_points_for_weights(model: ir.Model, weights: MutableMapping[str, Any]) 
         shape = held.shape if held is not None else scale.shape.numpy() if scale.shape is not None else ()
         name = f"{scale.name}.zero_point"
         if name not in model.graph.initializers:
-            tensor = ir.tensor(np.zeros(shape, np.int8), name=name)
-            model.graph.initializers[name] = ir.Value(
-                name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+            add_constant(model, name, np.zeros(shape, np.int8))
         node.resize_inputs(3)
         node.replace_input_with(2, model.graph.initializers[name])
