@@ -5,16 +5,34 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from kinograph.bundle import Bundle
-    from kinograph.manifest import Component, Engine
+    from kinograph.manifest import Component, Engine, Manifest
 
-__all__ = ["Draft", "Trial"]
+__all__ = ["Draft", "Source", "Trial"]
+
+
+class Source(Protocol):
+    """A bundle, or what is tried in place of one: its manifest, and its files by name."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def map(self, name: str) -> npt.NDArray[Any]: ...
+
+    def component(self, name: str) -> Component: ...
+
+    def sha256(self, name: str) -> str: ...
+
+    @property
+    def engines(self) -> tuple[Engine, ...]: ...
 
 
 class Draft:
@@ -44,10 +62,15 @@ class Draft:
 class Trial:
     """A bundle with some other components, whose files are in memory or lie elsewhere; it does not own the bundle."""
 
-    def __init__(self, bundle: Bundle, components: Mapping[str, Component], files: Mapping[str, bytes | Path]) -> None:
+    def __init__(self, bundle: Source, components: Mapping[str, Component], files: Mapping[str, bytes | Path]) -> None:
         self._bundle = bundle
         self._components = components
         self._files = files
+
+    @property
+    def manifest(self) -> Manifest:
+        components = self._bundle.manifest.components | dict(self._components)
+        return msgspec.structs.replace(self._bundle.manifest, components=components)
 
     def read(self, name: str) -> bytes:
         file = self._files.get(name)

@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from kinograph.bundle.draft import Trial
+from kinograph.bundle.draft import Source, Trial
 from kinograph.calibration.layers import Graph, constant
 from kinograph.manifest import Component, Tensor
 
 if TYPE_CHECKING:
-    from kinograph.bundle import Bundle
     from kinograph.runtime.binding import Binding
 
 __all__ = ["BUCKETS", "Statistics", "Watch", "watched"]
@@ -118,7 +117,7 @@ class Watch:
         return [Statistics.of(count) for count in self.channels.values()]
 
 
-def watched(bundle: Bundle, watches: Sequence[tuple[Graph, Watch]]) -> Trial:
+def watched(bundle: Source, watches: Sequence[tuple[Graph, Watch]]) -> Trial:
     """The bundle with components whose graphs also give what the watches want to see."""
     components, graphs = {}, {}
     for graph, watch in watches:

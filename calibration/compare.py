@@ -205,7 +205,12 @@ def _layers(component: str, work: Work) -> Iterator[Layer]:
 
 
 def _float_bytes(manifest: Manifest, components: Iterable[str]) -> int:
-    paths = {path for name in components for path in manifest.components[name].variants[FLOAT].weights}
+    """Of the floats that the bundle itself has, which are not in float32 if they were exported in 16 bits."""
+    paths: set[str] = set()
+    for name in components:
+        variants = manifest.components[name].variants
+        own = (one for one in (variants[FLOAT], *variants.values()) if set(one.weights) <= manifest.files.keys())
+        paths |= set(next(own).weights)
     return sum(manifest.files[path].size for path in paths)
 
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 
-from kinograph.bundle import Bundle
-from kinograph.bundle.draft import Trial
+from kinograph.bundle.draft import Source, Trial
 from kinograph.bundle.weights import WeightFile
 from kinograph.calibration.loop import FLOAT
 from kinograph.calibration.work import Work
 from kinograph.manifest import Component, Variant
 
-__all__ = ["VariantDraft", "draft"]
+__all__ = ["VariantDraft", "draft", "write_graphs"]
 
 _WEIGHTS = "model.safetensors"
 
@@ -34,33 +34,45 @@ class VariantDraft:
         names = {name for variant in self.variants.values() for name in variant.weights}
         return sum(self.files[name].stat().st_size for name in names)
 
-    def trial(self, bundle: Bundle) -> Trial:
+    def trial(self, bundle: Source) -> Trial:
         """The bundle with this in place of its float variants."""
         components = {name: Component(variants={FLOAT: variant}) for name, variant in self.variants.items()}
         return Trial(bundle, components, self.files)
 
 
-def draft(bundle: Bundle, work: Mapping[str, Work], name: str, folder: Path, *, control: bool = False) -> VariantDraft:
+def draft(bundle: Source, work: Mapping[str, Work], name: str, folder: Path, *, control: bool = False) -> VariantDraft:
     """Write the variant `name` of every component of `work` below `folder`, or that of its control."""
     variants: dict[str, Variant] = {}
     files: dict[str, Path] = {}
     for place, components in _places(bundle, work, name).items():
         models = {one: work[one].control_model() if control else work[one].model() for one in components}
-        weights = WeightFile(_WEIGHTS)
         for one, model in models.items():
             _refer(model, work[one])
-            weights.claim(model)
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        for _ in weights.write(folder / place):
-            pass
-        weights.link()
-        for one, model in models.items():
-            base = bundle.component(one).variants[FLOAT]
-            graph = f"{place}/{posixpath.basename(base.graph)}"
-            (folder / graph).write_bytes(ir.to_proto(model).SerializeToString())
-            own = f"{place}/{_WEIGHTS}"
-            variants[one] = Variant(graph=graph, weights=(own,), inputs=base.inputs, outputs=base.outputs)
-            files |= {path: folder / path for path in (graph, own)}
+        bases = {one: bundle.component(one).variants[FLOAT] for one in components}
+        made = write_graphs(models, bases, folder, place)
+        variants |= made.variants
+        files |= made.files
+    return VariantDraft(variants, files)
+
+
+def write_graphs(
+    models: Mapping[str, ir.Model], bases: Mapping[str, Variant], folder: Path, place: str
+) -> VariantDraft:
+    """Write graphs that share their weights to `place` below `folder`; each has its base's name, inputs and outputs."""
+    weights = WeightFile(_WEIGHTS)
+    for model in models.values():
+        weights.claim(model)
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for _ in weights.write(folder / place):
+        pass
+    weights.link()
+    variants: dict[str, Variant] = {}
+    files = {f"{place}/{_WEIGHTS}": folder / place / _WEIGHTS}
+    for name, model in models.items():
+        graph = f"{place}/{posixpath.basename(bases[name].graph)}"
+        files[graph] = folder / graph
+        files[graph].write_bytes(ir.to_proto(model).SerializeToString())
+        variants[name] = msgspec.structs.replace(bases[name], graph=graph, weights=(f"{place}/{_WEIGHTS}",))
     return VariantDraft(variants, files)
 
 
@@ -71,7 +83,7 @@ def _refer(model: ir.Model, work: Work) -> None:
             value.const_value = ir.tensor(work.graph.weights[name], name=name)
 
 
-def _places(bundle: Bundle, components: Mapping[str, Work], variant: str) -> dict[str, list[str]]:
+def _places(bundle: Source, components: Mapping[str, Work], variant: str) -> dict[str, list[str]]:
     """The variant's folders, each with the components whose graphs lie in it and share its weights."""
     found: dict[str, list[str]] = {}
     for name in components:

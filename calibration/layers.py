@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from kinograph.bundle import Bundle
+from kinograph.bundle.draft import Source
 from kinograph.errors import BundleError
 
 __all__ = ["Convolution", "Graph", "Group", "constant", "open_graph"]
@@ -99,13 +99,13 @@ class Graph:
         return np.asarray(tensor.numpy(), np.float32)
 
 
-def open_graph(bundle: Bundle, component: str, precision: str) -> Graph:
+def open_graph(bundle: Source, component: str, precision: str) -> Graph:
     """The graph of a component, to be changed and written again. Raises BundleError where it has no such variant."""
     variants = bundle.component(component).variants
     if precision not in variants:
         raise BundleError(
             f"{component} has no variant {precision!r} to quantise; it has: {', '.join(variants)}. "
-            "Export the checkpoint with --precision fp32."
+            "Export the checkpoint again."
         )
     variant = variants[precision]
     model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kinograph.bundle import Bundle
+from kinograph.bundle.draft import Source
 from kinograph.calibration import Progress
 from kinograph.calibration.pictures import chosen_pictures
 from kinograph.engines.protocol import Contents, Device, Engine
@@ -65,7 +65,7 @@ class Loop:
     Where the model makes videos from pictures, runs start from those called `images` in turn, or from our own.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, images: Sequence[str] = ()) -> None:
+    def __init__(self, bundle: Source, device: Device, images: Sequence[str] = ()) -> None:
         manifest = bundle.manifest
         self.bundle, self.device = bundle, device
         geometry, defaults = manifest.geometry, manifest.defaults

@@ -9,6 +9,7 @@ from kinograph.bundle import Bundle
 from kinograph.calibration import CalibrationOptions, Progress
 from kinograph.calibration.compare import Exam, Report, compare, why_not
 from kinograph.calibration.draft import draft
+from kinograph.calibration.floats import in_float32
 from kinograph.calibration.html import page
 from kinograph.calibration.journal import Arrays, Journal, open_journal
 from kinograph.calibration.judging import Judge
@@ -40,30 +41,32 @@ def run(
         raise UsageError(f"unknown recipe {options.recipe!r}; expected one of: {', '.join(RECIPES)}. Use --recipe.")
     with Bundle.open(path) as bundle, open_device(options.device) as device:
         _check(bundle.manifest, options)
-        loop, recipe = Loop(bundle, device, options.images), RECIPES[options.recipe]
+        recipe = RECIPES[options.recipe]
         looked, held = chosen_prompts(bundle, options)
         with open_journal(bundle, options, device.backend) as journal:
-            text = best_precision(bundle.manifest, "text_encoder")
+            floats = in_float32(bundle, journal.folder / "floats")
+            loop = Loop(floats, device, options.images)
+            text = best_precision(floats.manifest, "text_encoder")
             starts = _starts(loop, [*looked, *held], text, journal, progress)
             seen, compared = starts[: len(looked)], starts[len(looked) :]
             if isinstance(recipe, Blocks):
                 steps: dict[str, Work] = {}
-                work = {"text_encoder": Work.on_weights(open_graph(bundle, "text_encoder", FLOAT), recipe)}
+                work = {"text_encoder": Work.on_weights(open_graph(floats, "text_encoder", FLOAT), recipe)}
             else:
                 steps, work = _planned(loop, recipe, options, seen, journal, progress)
                 if text == FLOAT:
-                    work["text_encoder"] = Work.on_weights(open_graph(bundle, "text_encoder", FLOAT))
-            made = draft(bundle, work, options.recipe, journal.folder / "variant")
+                    work["text_encoder"] = Work.on_weights(open_graph(floats, "text_encoder", FLOAT))
+            made = draft(floats, work, options.recipe, journal.folder / "variant")
             compared_with = steps or work
-            control = draft(bundle, compared_with, options.recipe, journal.folder / "control", control=True)
-            others = loop.starts(held, text, made.trial(bundle), first_seed=len(looked))
+            control = draft(floats, compared_with, options.recipe, journal.folder / "control", control=True)
+            others = loop.starts(held, text, made.trial(floats), first_seed=len(looked))
             told = (compared, compared)
             if not steps:
-                told = (others, loop.starts(held, text, control.trial(bundle), first_seed=len(looked)))
+                told = (others, loop.starts(held, text, control.trial(floats), first_seed=len(looked)))
             named = bundle.manifest.judge
             judge = judges[named]() if named and named in judges else None
             asked = judge.prompts(options.judged) if judge else []
-            judged = loop.starts(asked, text), loop.starts(asked, text, made.trial(bundle))
+            judged = loop.starts(asked, text), loop.starts(asked, text, made.trial(floats))
             exam = Exam((compared, others), told, judge, judged)
             report, videos = compare(loop, work, (made, control), exam, options, progress)
             if not report.quality.passed and not options.force:

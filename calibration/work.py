@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from kinograph.bundle import Bundle
-from kinograph.bundle.draft import Trial
+from kinograph.bundle.draft import Source, Trial
 from kinograph.calibration.collect import Watch
 from kinograph.calibration.emit import emit
 from kinograph.calibration.layers import Convolution, Graph, Group
@@ -151,7 +150,7 @@ def best_precision(manifest: Manifest, component: str) -> str:
     return FLOAT if FLOAT in variants else next(iter(variants))
 
 
-def trial(bundle: Bundle, models: Mapping[str, ir.Model]) -> Trial:
+def trial(bundle: Source, models: Mapping[str, ir.Model]) -> Trial:
     """The bundle with other graphs in place of the float variants of some components, which read the same weights."""
     components, graphs = {}, {}
     for name, model in models.items():

@@ -34,7 +34,8 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 }
 _HELD_OUTSIDE = frozenset({"Constant", "DequantizeLinear"})  # nodes whose result a backend keeps elsewhere, or folds
 # Every video asks again, and of four components it takes longer than a step of the starter.
-_told: dict[tuple[str, frozenset[tuple[str, int]]], int] = {}
+_told: dict[tuple[str, frozenset[tuple[str, int]], bool], int] = {}
+_HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 Shape = list[int | str | None]
 
@@ -46,18 +47,19 @@ class Footprint(NamedTuple):
     activations: int
 
 
-def activation_bytes(contents: Contents, variant: Variant, axes: Mapping[str, int]) -> int:
+def activation_bytes(contents: Contents, variant: Variant, axes: Mapping[str, int], *, widened: bool = False) -> int:
     """The most bytes that values between a variant's inputs and outputs take at once, at these sizes of its axes.
 
+    Those of 16-bit floats count as float32 if they are `widened` when the graph is opened.
     What has no shape that can be told counts nothing, so this is a lower bound; of exported graphs that is scalars.
     """
-    asked = contents.sha256(variant.graph), frozenset(axes.items())
+    asked = contents.sha256(variant.graph), frozenset(axes.items()), widened
     if asked not in _told:
-        _told[asked] = _activation_bytes(contents.read(variant.graph), variant, axes)
+        _told[asked] = _activation_bytes(contents.read(variant.graph), variant, axes, widened)
     return _told[asked]
 
 
-def _activation_bytes(graph: bytes, variant: Variant, axes: Mapping[str, int]) -> int:
+def _activation_bytes(graph: bytes, variant: Variant, axes: Mapping[str, int], widened: bool) -> int:
     proto = onnx.load_model_from_string(graph)
     symbolic = {value.name: _shape(value) for value in proto.graph.value_info}
     inferred = _inferred(proto, {tensor.name: resolve_shape(tensor.shape, axes) for tensor in variant.inputs})
@@ -67,7 +69,9 @@ def _activation_bytes(graph: bytes, variant: Variant, axes: Mapping[str, int]) -
     for name in symbolic.keys() | inferred.keys():
         shape = _resolved(symbolic.get(name), inferred.get(name), sizes)
         if shape is not None:
-            found[name] = math.ceil(math.prod(shape) * ir.DataType(types.get(name, 1)).itemsize)
+            own = ir.DataType(types.get(name, 1))
+            bytes_each = ir.DataType.FLOAT.itemsize if widened and own in _HALVES else own.itemsize
+            found[name] = math.ceil(math.prod(shape) * bytes_each)
     return _most_alive(proto.graph, found)
 
 

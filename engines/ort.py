@@ -32,10 +32,11 @@ __all__ = ["OrtDevice", "OrtEngine", "Provider"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
-_BFLOAT16, _FLOAT8 = ir.DataType.BFLOAT16.numpy(), ir.DataType.FLOAT8E4M3FN.numpy()
+_FLOAT8 = ir.DataType.FLOAT8E4M3FN.numpy()
 _COPIED_SHARE = 0.4  # of the memory: of larger weights there is no copy, which costs speed
 _ARENA = 3  # times what lives at once: ONNX Runtime's arena grew to 2.2 to 4 times that, in both codec and step
 _USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
+_WIDENED = ("fp16", "bf16")  # what is computed in float32, which takes twice the memory
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -93,9 +94,10 @@ class OrtDevice:
 
     def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
         variant = bundle.component(component).variants[precision]
-        weights = sum(bundle.map(name).size for name in variant.weights)
+        widened = precision in _WIDENED
+        weights = sum(bundle.map(name).size for name in variant.weights) * (2 if widened else 1)
         copied = weights <= _COPIED_SHARE * memory_bytes()  # else they are read where they lie, and need not stay
-        return Footprint(weights if copied else 0, _ARENA * activation_bytes(bundle, variant, sizes))
+        return Footprint(weights if copied else 0, _ARENA * activation_bytes(bundle, variant, sizes, widened=widened))
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return one_by_one(body, count)
@@ -129,7 +131,7 @@ class OrtEngine:
     ) -> None:
         self.component = component
         model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
-        weights = _widened(map_weights(model, bundle, variant))
+        weights = map_weights(model, bundle, variant)
         for rewrite in provider.rewrites:
             rewrite(model, weights)
         large = sum(array.nbytes for array in weights.values()) > _COPIED_SHARE * memory_bytes()
@@ -216,14 +218,6 @@ class OrtEngine:
         self._bound.clear()
         self._values = []
         self._weights = {}
-
-
-def _widened(weights: Mapping[str, Array]) -> dict[str, Array]:
-    """The weights with bfloat16 as float32: the CPU computes with those."""
-    return {
-        name: (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if array.dtype == _BFLOAT16 else array
-        for name, array in weights.items()
-    }
 
 
 def _as_inputs(model: ir.Model, weights: dict[str, Array]) -> dict[str, Array]:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from kinograph.engines.cache import cache_folder
 from kinograph.engines.ort import OrtEngine, Provider
 from kinograph.engines.ort_cuda import OrtCudaDevice, device_address
-from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
+from kinograph.engines.rewrites.halves import bfloat16_to_float32
 from kinograph.errors import EngineError
 
 if TYPE_CHECKING:

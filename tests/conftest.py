@@ -51,7 +51,7 @@ def tiny_bundle(
 
 @pytest.fixture(scope="session")
 def starter_copy() -> Callable[..., Path]:
-    """Makes copies of a starter whose videos are shorter unless asked otherwise, so that tests take seconds."""
+    """Makes copies of a starter as exported, with shorter videos unless asked otherwise, so that tests take seconds."""
 
     def make(path: Path, *, name: str = "starter", size: int | None = None, frames: int = 17) -> Path:
         shutil.copytree(starter_bundle(name), path)
@@ -59,6 +59,13 @@ def starter_copy() -> Callable[..., Path]:
         size = size or document["defaults"]["width"]
         document["defaults"] |= {"width": size, "height": size, "num_frames": frames}
         document.pop("speeds", None)
+        for component in document["components"].values():
+            component["variants"] = {k: v for k, v in component["variants"].items() if "quality" not in v}
+        for name in [name for name in document["files"] if "/int8/" in name or name == "int8-report.html"]:
+            del document["files"][name]
+            (path / name).unlink()
+            if not any((path / name).parent.iterdir()):
+                (path / name).parent.rmdir()
         (path / "bundle.json").write_text(json.dumps(document))
         return path
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from kinograph.engines.rewrites.attention import attention_to_multi_head
-from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.blocks import blocks_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
+from kinograph.engines.rewrites.halves import bfloat16_to_float32, float16_to_float32
 from kinograph.engines.rewrites.narrow_convolution import narrow_convolution_to_frames
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 from kinograph.engines.rewrites.stored_kernels import stored_kernels_to_floats
@@ -34,4 +34,4 @@ CUDA_REWRITES: tuple[Rewrite, ...] = (  # what ONNX Runtime has kernels for on a
     stored_kernels_to_floats,
     zero_points_for_weights,
 )
-CPU_REWRITES: tuple[Rewrite, ...] = (*CUDA_REWRITES, narrow_convolution_to_frames)
+CPU_REWRITES: tuple[Rewrite, ...] = (float16_to_float32, *CUDA_REWRITES, narrow_convolution_to_frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,11 @@ import onnxruntime as ort
 import pytest
 
 from kinograph.engines.host import adds_bytes_exactly
+from kinograph.engines.rewrites import Rewrite
 from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.attention16 import attention_to_16_bits
-from kinograph.engines.rewrites.bfloat16 import bfloat16_to_float32
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
+from kinograph.engines.rewrites.halves import bfloat16_to_float32, float16_to_float32
 from kinograph.engines.rewrites.narrow_convolution import narrow_convolution_to_frames
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 from kinograph.engines.rewrites.stored_kernels import stored_kernels_to_floats
@@ -79,18 +81,26 @@ def test_rms_norm_becomes_simplified_layer_norm() -> None:
     assert np.abs(run(model, inputs) - expected).max() < TOLERANCE
 
 
-def test_bfloat16_graph_runs_in_float32() -> None:
+@pytest.mark.parametrize(
+    ("half", "rewrite"), [(ir.DataType.BFLOAT16, bfloat16_to_float32), (ir.DataType.FLOAT16, float16_to_float32)]
+)
+def test_a_graph_of_16_bits_runs_in_float32(half: ir.DataType, rewrite: Rewrite) -> None:
     model = ir.from_onnx_text(
-        """<ir_version: 11, opset_import: ["" : 23]>
-        g (float[3,4] x, float[4,2] w) => (float[3,2] y) {
-            a = Cast <to = 16> (x)
-            b = Cast <to = 16> (w)
+        f"""<ir_version: 11, opset_import: ["" : 23]>
+        g (float[3,4] x, float[4,2] w) => (float[3,2] y) {{
+            a = Cast <to = {half.value}> (x)
+            b = Cast <to = {half.value}> (w)
             c = MatMul (a, b)
             y = Cast <to = 1> (c)
-        }"""
+        }}"""
     )
-    bfloat16_to_float32(model, {})
     rng = np.random.default_rng(0)
+    held = rng.normal(size=(4, 2)).astype(half.numpy())
+    weights: dict[str, Any] = {"held": held, "other": np.arange(3)}
+    rewrite(model, weights)
+    assert all(value.dtype == ir.DataType.FLOAT for node in model.graph for value in node.outputs if value.dtype)
+    assert weights["held"].dtype == np.float32 and np.array_equal(weights["held"], held.astype(np.float32))
+    assert weights["other"].dtype == np.int64
     x, w = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
     assert np.abs(run(model, {"x": x, "w": w}) - x @ w).max() < TOLERANCE
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import kinograph
+from kinograph.calibration.floats import in_float32
 from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.ort import OrtDevice
 from kinograph.errors import MemoryLimitError
@@ -69,3 +72,12 @@ def test_what_was_told_of_a_graph_is_not_worked_out_again(monkeypatch: pytest.Mo
         monkeypatch.setattr(bundle, "read", lambda _: pytest.fail("the graph was read again"))
         again = [activation_bytes(bundle, variant, {"F": 1, "H": side, "W": 8}) for side in (8, 16)]
     assert again == told and told[0] < told[1]
+
+
+def test_16_bits_take_what_float32_takes_on_a_cpu(tmp_path: Path) -> None:
+    sizes = {"B": 1, "F": 9, "H": 16, "W": 16}
+    with open_bundle("starter-few-steps") as bundle, OrtDevice() as device:
+        floats = in_float32(bundle, tmp_path)
+        stored, wide = (device.footprint(floats, "step", one, sizes) for one in ("fp16", "fp32"))
+    assert stored.weights == pytest.approx(wide.weights, rel=0.01)
+    assert stored.activations == pytest.approx(wide.activations, rel=0.05)
