@@ -79,5 +79,5 @@ def test_16_bits_take_what_float32_takes_on_a_cpu(tmp_path: Path) -> None:
     with open_bundle("starter-few-steps") as bundle, OrtDevice() as device:
         floats = in_float32(bundle, tmp_path)
         stored, wide = (device.footprint(floats, "step", one, sizes) for one in ("fp16", "fp32"))
-    assert stored.weights == pytest.approx(wide.weights, rel=0.01)
+    assert wide.weights <= stored.weights < 1.05 * wide.weights  # some are in float32 already, and count twice
     assert stored.activations == pytest.approx(wide.activations, rel=0.05)
