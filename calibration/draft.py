@@ -11,9 +11,11 @@ import msgspec
 import onnx_ir as ir
 
 from kinograph.bundle.draft import Source, Trial
+from kinograph.bundle.refusal import printable
 from kinograph.bundle.weights import WeightFile
 from kinograph.calibration.loop import FLOAT
 from kinograph.calibration.work import Work
+from kinograph.errors import OutputError
 from kinograph.manifest import Component, Variant
 
 __all__ = ["VariantDraft", "draft", "write_graphs"]
@@ -58,21 +60,30 @@ def draft(bundle: Source, work: Mapping[str, Work], name: str, folder: Path, *, 
 def write_graphs(
     models: Mapping[str, ir.Model], bases: Mapping[str, Variant], folder: Path, place: str
 ) -> VariantDraft:
-    """Write graphs that share their weights to `place` below `folder`; each has its base's name, inputs and outputs."""
+    """Write graphs that share their weights to `place` below `folder`; each has its base's name, inputs and outputs.
+
+    Raises OutputError where there is no room for them.
+    """
     weights = WeightFile(_WEIGHTS)
     for model in models.values():
         weights.claim(model)
-    (folder / place).mkdir(parents=True, exist_ok=True)
-    for _ in weights.write(folder / place):
-        pass
-    weights.link()
     variants: dict[str, Variant] = {}
     files = {f"{place}/{_WEIGHTS}": folder / place / _WEIGHTS}
-    for name, model in models.items():
-        graph = f"{place}/{posixpath.basename(bases[name].graph)}"
-        files[graph] = folder / graph
-        files[graph].write_bytes(ir.to_proto(model).SerializeToString())
-        variants[name] = msgspec.structs.replace(bases[name], graph=graph, weights=(f"{place}/{_WEIGHTS}",))
+    try:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for _ in weights.write(folder / place):
+            pass
+        weights.link()
+        for name, model in models.items():
+            graph = f"{place}/{posixpath.basename(bases[name].graph)}"
+            files[graph] = folder / graph
+            files[graph].write_bytes(ir.to_proto(model).SerializeToString())
+            variants[name] = msgspec.structs.replace(bases[name], graph=graph, weights=(f"{place}/{_WEIGHTS}",))
+    except OSError as exc:
+        raise OutputError(
+            f"{printable(folder / place)} could not be written: {exc.strerror}. Its weights take "
+            f"{weights.size:,} bytes: free some space; what is done is kept."
+        ) from exc
     return VariantDraft(variants, files)
 
 

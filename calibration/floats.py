@@ -17,6 +17,7 @@ import onnx_ir as ir
 from kinograph.bundle import Bundle
 from kinograph.bundle.draft import Trial
 from kinograph.bundle.weights import StreamedTensor
+from kinograph.calibration import Progress
 from kinograph.calibration.draft import write_graphs
 from kinograph.calibration.layers import Array
 from kinograph.calibration.loop import FLOAT
@@ -31,10 +32,10 @@ _NARROW = ("float16", "bfloat16")
 _BLOCK = 1 << 24  # elements that are widened at a time
 
 
-def in_float32(bundle: Bundle, folder: Path) -> Trial:
+def in_float32(bundle: Bundle, folder: Path, progress: Progress) -> Trial:
     """The bundle, with a float32 variant of each component that has 16-bit floats alone, whose files are in `folder`.
 
-    They take twice the space of what they are made from, and no memory to speak of.
+    They take twice the space of what they are made from, and no memory to speak of. Raises OutputError without room.
     """
     places: dict[str, dict[str, str]] = {}
     for name, component in bundle.manifest.components.items():
@@ -44,7 +45,7 @@ def in_float32(bundle: Bundle, folder: Path) -> Trial:
             places.setdefault(f"{place}/{FLOAT}", {})[name] = half
     components: dict[str, Component] = {}
     files: dict[str, Path] = {}
-    for place, halves in places.items():
+    for number, (place, halves) in enumerate(places.items(), 1):
         models = {name: _widened(bundle, name, half) for name, half in halves.items()}
         bases = {name: _declared(bundle.component(name).variants[half]) for name, half in halves.items()}
         made = write_graphs(models, bases, folder, place)
@@ -52,6 +53,7 @@ def in_float32(bundle: Bundle, folder: Path) -> Trial:
         for name, variant in made.variants.items():
             own = bundle.component(name)
             components[name] = msgspec.structs.replace(own, variants=own.variants | {FLOAT: variant})
+        progress("widen", number, len(places))
     return Trial(bundle, components, files)
 
 

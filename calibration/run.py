@@ -44,7 +44,7 @@ def run(
         recipe = RECIPES[options.recipe]
         looked, held = chosen_prompts(bundle, options)
         with open_journal(bundle, options, device.backend) as journal:
-            floats = in_float32(bundle, journal.folder / "floats")
+            floats = in_float32(bundle, journal.folder / "floats", progress)
             loop = Loop(floats, device, options.images)
             text = best_precision(floats.manifest, "text_encoder")
             starts = _starts(loop, [*looked, *held], text, journal, progress)
