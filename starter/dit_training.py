@@ -31,6 +31,7 @@ from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import FLOW_SHIFT, encode_tokens, tokenize
 from kinograph.starter.precision import mixed_precision
 from kinograph.starter.text_training import ABOUT_ACTORS, world_tokenizer
+from kinograph.starter.weighting import size_weight
 
 __all__ = ["Draws", "given_frames", "is_muon", "train_dit"]
 
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 
 _NO_CAPTION = 0.1  # share of clips trained without a caption, for classifier-free guidance
 _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: where noise hides them it would bias
-_USUAL_SHARE = 0.1  # of a clip's cells, that its subjects cover: 0.02 to 0.23
-_LEAST, _MOST = 0.5, 6.0  # what smaller and larger ones are weighted with beside that
 _NAMING_WEIGHT = 0.06  # of the cross-entropy of each thing that is named of a token's cells
 _NAMED = ("subject", "colour", "motion", "facing")
 _VALUES = [1 + ABOUT_ACTORS[name][0] for name in _NAMED]  # values of each, and none
@@ -164,12 +163,6 @@ def _tokens(cells: torch.Tensor) -> torch.Tensor:
     return split.permute(0, 2, 3, 5, 4, 6, 1).reshape(batch, -1, _PATCH * _PATCH, kinds)
 
 
-def _evened(subjects: torch.Tensor) -> torch.Tensor:
-    """How much of each cell subjects cover, [B, 1, F, H, W], so weighted that small ones count as large ones do."""
-    share = subjects.mean((1, 2, 3, 4), keepdim=True)
-    return subjects * (_USUAL_SHARE / share.clamp(min=_USUAL_SHARE / _MOST)).clamp(min=_LEAST)
-
-
 def _loss(
     module: nn.ModuleDict,
     halfway: _Halfway,
@@ -195,7 +188,9 @@ def _loss(
     with mixed_precision(latents.device), attention(latents.device):
         velocity = module["transformer"](noisy, timesteps, text, return_dict=False)[0]
         scores = module["naming"](halfway.hidden)
-    weight = (1 + _FOREGROUND * _evened(1 - covered[:, :1]) * (1 - sigmas)) * ~given.view(batch, 1, frames, 1, 1)
+    subjects = 1 - covered[:, :1]
+    weight = 1 + _FOREGROUND * size_weight(subjects) * subjects * (1 - sigmas)
+    weight = weight * ~given.view(batch, 1, frames, 1, 1)
     error = (velocity.float() - (noise - latents)).square().mean(1, keepdim=True)
     shown = _tokens(covered)
     naming = torch.zeros((), device=latents.device)

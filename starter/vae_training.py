@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from kinograph.starter.drawing import CLASSES
 from kinograph.starter.loop import Budget, Loop
 from kinograph.starter.model import LATENT_CHANNELS, Layout
 from kinograph.starter.precision import mixed_precision
+from kinograph.starter.weighting import size_weight
 
 __all__ = ["Clips", "decode_unclamped", "encode_moments", "psnr", "shares", "train_decoder", "train_vae"]
 
@@ -105,7 +107,8 @@ def _loss(module: nn.ModuleDict, clips: torch.Tensor, label: torch.Tensor) -> tu
     decoded = decoded.float()
     mask = (label > 0).float().unsqueeze(1)
     wide = functional.max_pool3d(mask, (1, 3, 3), 1, (0, 1, 1))
-    weight = 1 + _FOREGROUND * (mask + _WIDE * (wide - mask)) + _SWEPT * wide.amax(2, keepdim=True)
+    subjects = size_weight(mask) * (mask + _WIDE * (wide - mask))
+    weight = 1 + _FOREGROUND * subjects + _SWEPT * wide.amax(2, keepdim=True)
     error = decoded - clips
     difference = error.abs() + 0.5 * error.square()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -142,7 +145,19 @@ def _module(vae: AutoencoderKLWan) -> nn.ModuleDict:
     for parameter in module.parameters():
         if parameter.ndim in _LAST:
             parameter.data = parameter.data.contiguous(memory_format=_LAST[parameter.ndim])
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d) and part.kernel_size == (1, 1, 1):
+            part.forward = partial(_product, part)  # type: ignore[method-assign]
     return module
+
+
+def _product(convolution: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution of single cells, [B, C, T, H, W], as the product that it is.
+
+    PyTorch 2.13's own corrupts memory on CPUs with AMX, in its bfloat16 gradient, from 64×64 cells on.
+    """
+    product = functional.linear(x.movedim(1, -1), convolution.weight.flatten(1), convolution.bias)
+    return product.movedim(-1, 1)
 
 
 def _is_muon(name: str, parameter: nn.Parameter) -> bool:

@@ -148,6 +148,27 @@ def test_given_frames_always_leave_one_to_make() -> None:
     assert any(not given[0] for given in late) and any(given[1] and not given[2:].any() for given in late)
 
 
+def test_convolutions_of_single_cells_are_trained_as_products() -> None:
+    from kinograph.starter.vae_training import _module, decode_unclamped
+
+    vae = make_vae(TINY)
+    latents = torch.randn(2, vae.config.z_dim, 2, 4, 4)
+    with torch.no_grad():
+        expected = decode_unclamped(vae, latents)
+        trained = decode_unclamped(_module(vae)["vae"], latents)
+    assert sum("forward" in vars(part) for part in vae.modules()) > 2
+    torch.testing.assert_close(trained, expected, rtol=0, atol=1e-5)
+
+
+def test_small_subjects_weigh_what_large_ones_do() -> None:
+    from kinograph.starter.weighting import size_weight
+
+    covered = torch.zeros(4, 1, 5, 10, 10)
+    for clip, pixels in enumerate((10, 5, 80, 0)):
+        covered[clip].view(5, 100)[:, :pixels] = 1
+    assert size_weight(covered).flatten().tolist() == pytest.approx([1, 2, 0.5, 6])
+
+
 def test_larger_pieces_encode_and_decode_the_same() -> None:
     from kinograph.starter.vae_training import decode_unclamped, encode_moments
 
