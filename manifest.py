@@ -31,10 +31,10 @@ __all__ = [
     "Manifest",
     "Parity",
     "Quality",
-    "Skip",
     "Solver",
     "Source",
     "Speed",
+    "Stretch",
     "Tensor",
     "Text",
     "Variant",
@@ -215,10 +215,14 @@ class Defaults(_Struct, frozen=True):
     negative_prompt: str = ""
 
 
-class Skip(_Struct, frozen=True):
-    """A step that is not computed: its prediction is `latest`·v + `earlier`·v′ of the last two that were."""
+class Stretch(_Struct, frozen=True):
+    """A step that is computed, and where it leads: the next computed one's sample, or the video's latents.
 
-    step: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    That is `sample`·x + `latest`·v + `earlier`·v′, of its own sample and prediction and the prediction computed before.
+    """
+
+    step: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+    sample: float
     latest: float
     earlier: float = 0.0
 
@@ -232,7 +236,7 @@ class Speed(_Struct, frozen=True):
 
     steps: Count
     guided: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
-    skipped: tuple[Skip, ...]
+    computed: tuple[Stretch, ...]
     rows: Count
     every_row: Count
     psnr_db: float

@@ -19,9 +19,9 @@ def speed_problems(manifest: Manifest) -> Iterator[str]:
 def _problems(speed: Speed, most: int) -> Iterator[str]:
     if speed.steps > most:
         yield f"steps: got {speed.steps}, expected at most {most}, the solver's timesteps"
-    skipped = [skip.step for skip in speed.skipped]
-    if skipped != sorted(set(skipped)) or any(step >= speed.steps for step in skipped):
-        yield f"skipped: expected rising steps below {speed.steps}, each once"
+    computed = [stretch.step for stretch in speed.computed]
+    if computed[:1] != [0] or computed != sorted(set(computed)) or computed[-1] >= speed.steps:
+        yield f"computed: expected rising steps from 0 to at most {speed.steps - 1}, each once"
     first, last = speed.guided
     if not first <= last <= speed.steps:
         yield f"guided: got {first} to {last}, expected two steps of 0 to {speed.steps}, the first no later"

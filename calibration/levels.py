@@ -20,11 +20,11 @@ from kinograph.calibration.skip import Choice, Products, best_choices
 from kinograph.calibration.work import best_precision
 from kinograph.engines import open_device
 from kinograph.engines.protocol import Engine
-from kinograph.errors import BundleError, NumericError, UsageError
+from kinograph.errors import NumericError, UsageError
 from kinograph.manifest import Speed
 from kinograph.runtime.codec import decode
 from kinograph.runtime.solvers import Step
-from kinograph.runtime.speed import shortened, spare_slot
+from kinograph.runtime.speed import shortened
 
 __all__ = ["find_levels"]
 
@@ -47,23 +47,15 @@ def find_levels(path: Path, options: CalibrationOptions, progress: Progress) -> 
         looked, held = chosen_prompts(bundle, options)
         starts = loop.starts([*looked, *held], best_precision(manifest, "text_encoder"))
         products = _look(loop, starts[: len(looked)], progress)
-        choices = best_choices(products, guidance=loop.scale > 1, mix=_mixes(loop.steps))
+        choices = best_choices(products, guidance=loop.scale > 1)
         with _Videos(loop, starts[len(looked) :]) as videos:
             found = {name: _cheapest(name, LEVELS[name], choices, videos, progress) for name in options.skip}
         replace_manifest(path, msgspec.structs.replace(manifest, speeds=manifest.speeds | found))
         return found
 
 
-def _mixes(steps: Sequence[Step]) -> bool:
-    """Whether the solver's history has room for an earlier prediction."""
-    try:
-        return spare_slot(steps) >= 0
-    except BundleError:
-        return False
-
-
 def _look(loop: Loop, starts: Sequence[Start], progress: Progress) -> Products:
-    """Run the loop with every step, and gather the predictions' inner products."""
+    """Run the loop with every step, and gather inner products."""
     precision = best_precision(loop.bundle.manifest, loop.bundle.manifest.experts[0].component)
     products = Products([*(step.sigma for step in loop.steps), loop.steps[-1].sigma_next])
     with Experts(loop, loop.bundle, precision) as experts:
@@ -74,7 +66,8 @@ def _look(loop: Loop, starts: Sequence[Start], progress: Progress) -> Products:
                 alone = replace(moment, step=replace(moment.step, guided=False))
                 unguided += loop.velocities(experts.open(loop.expert(moment.step)), [alone]) if loop.scale > 1 else []
             guided = [moment.velocity for moment in moments]
-            products.add(guided, unguided or guided)
+            samples = [moments[0].sample, *(moment.result for moment in moments)]
+            products.add(samples, guided, unguided or guided)
             progress("look at steps", number, len(starts))
     return products
 
@@ -106,7 +99,7 @@ class _Videos:
         level = Speed(
             steps=len(self.loop.steps),
             guided=choice.guided,
-            skipped=choice.skipped,
+            computed=choice.computed,
             rows=choice.rows,
             every_row=rows * len(self.loop.steps),
             psnr_db=0.0,

@@ -50,13 +50,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Moment:
-    """One step of a run: what went in, as the step graph has it, and the velocity that came out."""
+    """One step of a run: what went in, as the step graph has it, the velocity, and the sample that came of it."""
 
     step: Step
     start: Start
     sample: Latents
     history: Latents
     velocity: Latents
+    result: Latents
 
 
 class Loop:
@@ -145,8 +146,9 @@ class Loop:
         for step, binding in self.run(start, open_expert):
             if history is None:
                 history = np.zeros(binding["history"].shape, np.float32)
-            yield Moment(step, start, sample, history, binding["prediction"].read())
-            sample, history = binding["sample"].read(), binding["history"].read()
+            result = binding["sample"].read()
+            yield Moment(step, start, sample, history, binding["prediction"].read(), result)
+            sample, history = result, binding["history"].read()
 
     def reference(self, starts: Sequence[Start], progress: Progress) -> list[Moment]:
         """Every step of the float runs from `starts`."""

@@ -1,16 +1,15 @@
-"""Finds speed levels: which steps of a schedule to skip, and which to run without guidance.
+"""Finds speed levels: which steps of a schedule to compute, and which of those without guidance.
 
 Caches of this kind (MagCache, arXiv:2506.09045; EasyCache, arXiv:2507.02860) decide while a video is made. Here it is
-decided beforehand, from how a model's predictions change along its own schedule, and the loop has nothing to decide:
+decided beforehand, from a model's own runs with every step, and the loop has nothing to decide:
 
-- A skipped step's prediction is a mix a·v + b·v′ of the last two that were computed, with the a and b that fit the
-  runs looked at best. `runtime.speed` folds it into the solver's table.
+- From a computed step to the next the sample becomes α·x + β·v + γ·v′, of itself and the last two predictions, with the
+  weights that come nearest to where the runs with every step are then. `runtime.speed` makes tables of them.
 - Guidance matters in an interval of noise levels (Kynkäänniemi et al., arXiv:2404.07724). Outside it, a step computes
   the prompt's row alone.
 
-What a choice does to the result is told by how far it moves the sample: over a stretch from one computed step to the
-next, Σ Δσ·(v − v̂). Its square is a quadratic form in the predictions' inner products, which are all that is kept of the
-runs. The best choice for every number of computed steps is then found by dynamic programming.
+All that is kept of the runs are inner products of their samples and predictions. They give every stretch's weights and
+what it leaves wrong; the choice that leaves least, for every number of rows, is found by dynamic programming.
 """
 
 from __future__ import annotations
@@ -21,59 +20,72 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kinograph.manifest import Skip
+from kinograph.manifest import Stretch
 
 __all__ = ["Choice", "Products", "best_choices"]
 
 Floats = npt.NDArray[np.float64]
 
-_ELEMENTS = 1 << 17  # of a prediction, that inner products are taken over
+_ELEMENTS = 1 << 17  # of a sample, that inner products are taken over
 _ROUNDING = 1e-12  # of the largest error: what is less is no gain, and another CPU might not find it
-_FIRST = 2  # steps that are always computed: there is nothing to mix before
+_FIRST = 2  # steps that are always computed: where the noise is greatest, what is left wrong grows most
+_CLEAR = 1e-3  # least share of the picture in a sample, as its error is weighed
+_ONE_WAY = 3.0  # what errors for want of guidance weigh: all point the same way, and add up as chance ones do not
 
 
 class Products:
-    """Inner products of a schedule's predictions, the mean over runs: with guidance, and with the prompt's row alone.
+    """Inner products of what a schedule's runs go through, the mean over runs.
 
-    `sigmas` are the schedule's noise levels, [N + 1]. The first N rows and columns of `gram` [2N, 2N] are the guided
-    predictions, the rest the unguided.
+    `sigmas` are the schedule's noise levels, [N + 1]. Rows and columns of `gram` [3N + 1, 3N + 1] are N + 1 samples,
+    from noise to video, then N guided predictions and N of the prompt's row alone.
     """
 
     def __init__(self, sigmas: Sequence[float]) -> None:
-        self.widths = -np.diff(np.asarray(sigmas, np.float64))
-        self.gram: Floats = np.zeros((2 * len(self.widths), 2 * len(self.widths)))
+        self.sigmas = np.asarray(sigmas, np.float64)
+        self.gram: Floats = np.zeros((3 * len(sigmas) - 2, 3 * len(sigmas) - 2))
+        self._runs = 0
 
-    def add(self, guided: Sequence[npt.NDArray[np.float32]], unguided: Sequence[npt.NDArray[np.float32]]) -> None:
-        """The predictions of one run, each of N arrays of one shape; of large ones a random part counts."""
-        size = guided[0].size
+    @property
+    def steps(self) -> int:
+        """N, how many steps the schedule has."""
+        return len(self.sigmas) - 1
+
+    def add(
+        self,
+        samples: Sequence[npt.NDArray[np.float32]],
+        guided: Sequence[npt.NDArray[np.float32]],
+        unguided: Sequence[npt.NDArray[np.float32]],
+    ) -> None:
+        """One run: N + 1 samples, N predictions of either kind, alike in shape; of large ones a random part."""
+        size = samples[0].size
         kept = np.random.default_rng(0).permutation(size)[:_ELEMENTS] if size > _ELEMENTS else np.arange(size)
-        rows = np.stack([v.reshape(-1)[kept] for v in (*guided, *unguided)]).astype(np.float64)
-        self.gram += rows @ rows.T / len(kept)
+        rows = np.stack([one.reshape(-1)[kept] for one in (*samples, *guided, *unguided)]).astype(np.float64)
+        self._runs += 1
+        self.gram += (rows @ rows.T / len(kept) - self.gram) / self._runs
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which steps of a schedule to compute, from where to where with guidance, and what the others' predictions are.
+    """Which steps of a schedule to compute, where each leads, and from where to where with guidance.
 
-    `rows` is how many rows of the model that computes, `error` how far it moves the sample, as mean square.
+    `rows` is how many rows of the model that computes, `error` what it leaves wrong, as `best_choices` weighs it.
     """
 
-    computed: tuple[int, ...]
+    computed: tuple[Stretch, ...]
     guided: tuple[int, int]
-    skipped: tuple[Skip, ...]
     rows: int
     error: float
 
 
-def best_choices(products: Products, *, guidance: bool, mix: bool) -> list[Choice]:
-    """For every number of rows the choice that moves the sample least, each with less error than any cheaper one.
+def best_choices(products: Products, *, guidance: bool) -> list[Choice]:
+    """For every number of rows the choice that leaves least wrong, each with less error than any cheaper one.
 
-    `guidance`: whether there are two rows at all. `mix`: whether skipped steps can use the prediction before the last.
+    What a stretch leaves wrong, as mean square, grows on its way to the video: it is weighed by 1/(1 − σ) of the noise
+    level it is left at, and more where guidance has ended. `guidance`: whether there are two rows at all.
     """
-    steps = len(products.widths)
     best: dict[int, Choice] = {}
-    for guided in _intervals(steps) if guidance else [(0, 0)]:
-        for choice in _of_interval(products, guided, guidance=guidance, mix=mix):
+    for guided in _intervals(products.steps) if guidance else [(0, 0)]:
+        for choice in _of_interval(products, guided, guidance=guidance):
             if choice.rows not in best or choice.error < best[choice.rows].error:
                 best[choice.rows] = choice
     front: list[Choice] = []
@@ -91,11 +103,10 @@ def _intervals(steps: int) -> Iterator[tuple[int, int]]:
             yield first, last
 
 
-def _of_interval(products: Products, guided: tuple[int, int], *, guidance: bool, mix: bool) -> list[Choice]:
+def _of_interval(products: Products, guided: tuple[int, int], *, guidance: bool) -> list[Choice]:
     """The best choice for every number of computed steps, with guidance in this interval."""
-    steps = len(products.widths)
-    used = [i if not guidance or guided[0] <= i < guided[1] else steps + i for i in range(steps)]  # rows of the gram
-    stretches = _Stretches(products, used, mix)
+    steps = products.steps
+    stretches = _Stretches(products, guided if guidance else (0, steps))
     # cost[k, j]: least error of having computed steps k and j last, with so many computed in all
     cost = {(-1, 0): 0.0}
     trace: list[dict[tuple[int, int], int]] = [{}]
@@ -106,7 +117,7 @@ def _of_interval(products: Products, guided: tuple[int, int], *, guidance: bool,
             k, j = min(ends, key=lambda state: ends[state])
             computed = _traced(trace, (k, j), count)
             rows = sum(2 if guidance and guided[0] <= i < guided[1] else 1 for i in computed)
-            found.append(Choice(computed, guided, stretches.skips(computed), rows, ends[k, j]))
+            found.append(Choice(stretches.along(computed), guided, rows, ends[k, j]))
         following: dict[tuple[int, int], float] = {}
         before: dict[tuple[int, int], int] = {}
         for (k, j), error in cost.items():
@@ -131,42 +142,39 @@ def _traced(trace: Sequence[dict[tuple[int, int], int]], last: tuple[int, int], 
 
 
 class _Stretches:
-    """What becomes of the steps between two computed ones."""
+    """What becomes of the sample between two computed steps, with guidance in the interval `guided`."""
 
-    def __init__(self, products: Products, used: Sequence[int], mix: bool) -> None:
-        self._gram, self._widths, self._used, self._mix = products.gram, products.widths, used, mix
-        self._errors: dict[tuple[int, int, int], float] = {}
+    def __init__(self, products: Products, guided: tuple[int, int]) -> None:
+        self._gram, self._steps, self._guided = products.gram, products.steps, guided
+        self._weighed = 1 / np.maximum(_CLEAR, 1 - products.sigmas)
+        self._fits: dict[tuple[int, int], tuple[Floats, Floats]] = {}
 
     def error(self, earlier: int, latest: int, following: int) -> float:
-        """How far the sample is moved from `latest` until `following` is computed, `earlier` having been before."""
-        key = (earlier, latest, following)
-        if key not in self._errors:
-            moved = np.zeros(len(self._gram))
-            moved[latest] += self._widths[latest]
-            moved[self._used[latest]] -= self._widths[latest]
-            for step in range(latest + 1, following):
-                a, b = self.mixed(earlier, latest, step)
-                moved[step] += self._widths[step]
-                moved[self._used[latest]] -= a * self._widths[step]
-                if earlier >= 0:
-                    moved[self._used[earlier]] -= b * self._widths[step]
-            self._errors[key] = max(0.0, float(moved @ self._gram @ moved))
-        return self._errors[key]
+        """What is left wrong at `following`, `latest` and `earlier` (−1 for none) being the last computed before."""
+        return float(self._fit(earlier, latest)[1][following - latest - 1])
 
-    def mixed(self, earlier: int, latest: int, step: int) -> tuple[float, float]:
-        """The least-squares a and b of v(step) ≈ a·v(latest) + b·v(earlier)."""
-        rows = [self._used[latest], *([self._used[earlier]] if self._mix and earlier >= 0 else [])]
-        known = self._gram[np.ix_(rows, rows)]
-        fitted = np.linalg.lstsq(known, self._gram[rows, step], rcond=1e-9)[0]
-        return float(fitted[0]), float(fitted[1]) if len(fitted) > 1 else 0.0
-
-    def skips(self, computed: Sequence[int]) -> tuple[Skip, ...]:
-        """Every step that is not computed, with its mix."""
+    def along(self, computed: Sequence[int]) -> tuple[Stretch, ...]:
+        """Where each of these steps leads."""
         found = []
-        for number, latest in enumerate(computed):
-            following = computed[number + 1] if number + 1 < len(computed) else len(self._widths)
-            earlier = computed[number - 1] if number else -1
-            for step in range(latest + 1, following):
-                a, b = self.mixed(earlier, latest, step)
-                found.append(Skip(step=step, latest=a, earlier=b))
+        for earlier, latest, following in zip([-1, *computed], computed, [*computed[1:], self._steps], strict=False):
+            weights = self._fit(earlier, latest)[0][:, following - latest - 1]
+            found.append(Stretch(latest, *(float(weight) for weight in weights)))
         return tuple(found)
+
+    def _fit(self, earlier: int, latest: int) -> tuple[Floats, Floats]:
+        """Least-squares weights [2 or 3, M] to each of the M samples after `latest`, and their weighed errors [M]."""
+        if (earlier, latest) not in self._fits:
+            used = [latest, self._prediction(latest), *([self._prediction(earlier)] if earlier >= 0 else [])]
+            rows = np.array(used)
+            targets = np.arange(latest + 1, self._steps + 1)
+            known, wanted = self._gram[np.ix_(rows, rows)], self._gram[np.ix_(rows, targets)]
+            weights: Floats = np.linalg.lstsq(known, wanted, rcond=1e-12)[0]
+            left: Floats = self._gram[targets, targets] - (weights * (2 * wanted - known @ weights)).sum(0)
+            weighed = self._weighed[targets] * (_ONE_WAY if latest >= self._guided[1] else 1.0)
+            self._fits[earlier, latest] = weights, np.maximum(left, 0.0) * weighed
+        return self._fits[earlier, latest]
+
+    def _prediction(self, step: int) -> int:
+        """The row of the gram of what is predicted at a step, guided or not."""
+        first, last = self._guided
+        return 1 + self._steps + step + (0 if first <= step < last else self._steps)

@@ -93,7 +93,7 @@ def describe_speed(level: Speed) -> str:
     first, last = level.guided
     guided = f", guided from step {first + 1} to {last}" if last > first else ""
     return (
-        f"{level.steps - len(level.skipped)} of {level.steps} steps{guided}: "
+        f"{len(level.computed)} of {level.steps} steps{guided}: "
         f"{level.rows} of {level.every_row} rows, {level.every_row / level.rows:.1f}× fewer; "
         f"PSNR {level.psnr_db:.1f} dB, SSIM {level.ssim:.3f} over {level.videos} videos"
     )

@@ -8,12 +8,15 @@ import msgspec
 import pytest
 
 from kinograph.bundle.speed_check import speed_problems
-from kinograph.manifest import Skip, Speed
+from kinograph.manifest import Speed, Stretch
 from kinograph.runtime.locate import open_bundle
 
-GOOD = Speed(
-    steps=24, guided=(1, 20), skipped=(Skip(step=3, latest=1.0),), rows=40, every_row=48, psnr_db=30, ssim=1, videos=2
-)
+
+def at(*steps: int) -> tuple[Stretch, ...]:
+    return tuple(Stretch(step=step, sample=1.0, latest=-0.1) for step in steps)
+
+
+GOOD = Speed(steps=24, guided=(1, 20), computed=at(0, 1, 9), rows=5, every_row=48, psnr_db=30, ssim=1, videos=2)
 
 
 @pytest.mark.parametrize(
@@ -21,8 +24,10 @@ GOOD = Speed(
     [
         ({}, None),
         ({"steps": 5000}, "steps: got 5000, expected at most 1000"),
-        ({"skipped": (Skip(step=24, latest=1.0),)}, "skipped: expected rising steps below 24"),
-        ({"skipped": (Skip(step=3, latest=1.0), Skip(step=3, latest=1.0))}, "skipped: expected rising steps"),
+        ({"computed": at(0, 24)}, "computed: expected rising steps from 0 to at most 23, each once"),
+        ({"computed": at(0, 3, 3)}, "computed: expected rising steps"),
+        ({"computed": at(1, 3)}, "computed: expected rising steps"),
+        ({"computed": ()}, "computed: expected rising steps"),
         ({"guided": (5, 4)}, "guided: got 5 to 4"),
         ({"guided": (0, 25)}, "guided: got 0 to 25"),
         ({"rows": 49}, "rows: got 49, expected at most every_row, 48"),

@@ -1,9 +1,9 @@
-"""Which steps to skip: the best choice there is, by trying all; and levels of the starter, found and used."""
+"""Which steps to compute: the best choice there is, by trying all; and levels of the starter, found and used."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -30,23 +30,28 @@ def silent(stage: str, done: int, total: int) -> None:
     assert done >= 0, stage
 
 
-def products(guided: Floats, unguided: Floats) -> Products:
+def samples_of(guided: Floats) -> Floats:
+    """Where runs [N + 1, n] are that begin at noise and take Euler steps along predictions [N, n]."""
+    noise = np.random.default_rng(9).standard_normal(guided.shape[1])
+    return noise + np.concatenate([np.zeros((1, guided.shape[1])), np.cumsum(np.diff(SIGMAS)[:, None] * guided, 0)])
+
+
+def products(*runs: tuple[Floats, Floats]) -> Products:
     found = Products(SIGMAS)
-    found.add(list(guided), list(unguided))
+    for guided, unguided in runs:
+        found.add(list(samples_of(guided)), list(guided), list(unguided))
     return found
 
 
-def moved(used: Floats, guided: Floats, computed: tuple[int, ...]) -> float:
-    """How far skipping moves the sample, stretch by stretch, from the predictions themselves."""
-    widths, total = -np.diff(SIGMAS), 0.0
-    for number, latest in enumerate(computed):
-        end = computed[number + 1] if number + 1 < len(computed) else len(widths)
-        apart = widths[latest] * (guided[latest] - used[latest])
-        basis = used[[latest, computed[number - 1]]] if number else used[[latest]]
-        for step in range(latest + 1, end):
-            mix = np.linalg.lstsq(basis.T, guided[step], rcond=None)[0]
-            apart = apart + widths[step] * (guided[step] - mix @ basis)
-        total += float(np.mean(apart**2))
+def left_wrong(guided: Floats, unguided: Floats, computed: Sequence[int], interval: tuple[int, int]) -> float:
+    """What these steps leave wrong, stretch by stretch, from the runs themselves."""
+    total, samples = 0.0, samples_of(guided)
+    used = [guided[i] if interval[0] <= i < interval[1] else unguided[i] for i in range(len(guided))]
+    for number, (latest, following) in enumerate(zip(computed, [*computed[1:], len(guided)], strict=True)):
+        basis = np.stack([samples[latest], used[latest], *([used[computed[number - 1]]] if number else [])])
+        fit = np.linalg.lstsq(basis.T, samples[following], rcond=None)[0]
+        weight = (3 if latest >= interval[1] else 1) / (1 - SIGMAS[following])
+        total += weight * float(np.mean((samples[following] - fit @ basis) ** 2))
     return total
 
 
@@ -54,26 +59,53 @@ def test_it_finds_what_trying_all_would() -> None:
     rng = np.random.default_rng(0)
     steps = len(SIGMAS) - 1
     trend = np.cumsum(rng.standard_normal((steps, 40)), axis=0)
-    front = best_choices(products(trend, trend), guidance=False, mix=True)
+    front = best_choices(products((trend, trend)), guidance=False)
     for choice in front:
-        others = combinations(range(2, steps), len(choice.computed) - 2) if len(choice.computed) > 1 else [()]
-        start = (0, 1) if len(choice.computed) > 1 else (0,)
-        least = min(moved(trend, trend, (*start, *other)) for other in others)
+        computed = [stretch.step for stretch in choice.computed]
+        others = combinations(range(2, steps), len(computed) - 2) if len(computed) > 1 else [()]
+        start = (0, 1) if len(computed) > 1 else (0,)
+        least = min(left_wrong(trend, trend, (*start, *other), (0, steps)) for other in others)
         assert choice.error == pytest.approx(least, abs=1e-9)
-        assert choice.error == pytest.approx(moved(trend, trend, choice.computed), abs=1e-9)
-        assert sorted((*choice.computed, *(skip.step for skip in choice.skipped))) == list(range(steps))
+        assert choice.error == pytest.approx(left_wrong(trend, trend, computed, (0, steps)), abs=1e-9)
     assert front[-1].rows == steps and front[-1].error == pytest.approx(0, abs=1e-9)
 
 
-def test_what_changes_steadily_needs_two_predictions_where_they_may_be_mixed() -> None:
+def test_with_guidance_too_its_errors_are_those_of_the_runs() -> None:
+    rng = np.random.default_rng(3)
+    guided = np.cumsum(rng.standard_normal((len(SIGMAS) - 1, 50)), axis=0)
+    unguided = guided + 0.3 * rng.standard_normal(guided.shape)
+    front = best_choices(products((guided, unguided)), guidance=True)
+    assert [choice.rows for choice in front] == sorted({choice.rows for choice in front})
+    assert [choice.error for choice in front] == sorted((choice.error for choice in front), reverse=True)
+    for choice in front:
+        computed, (first, last) = [stretch.step for stretch in choice.computed], choice.guided
+        assert choice.rows == len(computed) + sum(first <= step < last for step in computed)
+        assert choice.error == pytest.approx(left_wrong(guided, unguided, computed, choice.guided), abs=1e-9)
+
+
+def test_a_choice_leads_from_sample_to_sample() -> None:
+    rng = np.random.default_rng(4)
+    guided = np.cumsum(0.2 * rng.standard_normal((len(SIGMAS) - 1, 80)), axis=0)
+    samples = samples_of(guided)
+    choice = next(c for c in best_choices(products((guided, guided)), guidance=False) if c.rows == 4)
+    earlier, wrong = np.zeros(80), 0.0
+    ends = [*(stretch.step for stretch in choice.computed[1:]), len(guided)]
+    for stretch, end in zip(choice.computed, ends, strict=True):
+        latest = guided[stretch.step]
+        reached = stretch.sample * samples[stretch.step] + stretch.latest * latest + stretch.earlier * earlier
+        wrong, earlier = wrong + float(np.mean((reached - samples[end]) ** 2)) / (1 - SIGMAS[end]), latest
+    assert wrong == pytest.approx(choice.error, rel=1e-6)
+
+
+def test_what_is_steady_needs_one_step_and_what_changes_steadily_two() -> None:
     rng = np.random.default_rng(1)
     first, slope = rng.standard_normal((2, 60))
-    steady = np.stack([first + i * slope for i in range(len(SIGMAS) - 1)])
-    mixed = best_choices(products(steady, steady), guidance=False, mix=True)
-    repeated = best_choices(products(steady, steady), guidance=False, mix=False)
-    assert mixed[-1].rows == 2 and mixed[-1].error < 1e-9
-    assert repeated[1].error > 1e-3
-    assert all(skip.earlier == 0 for choice in repeated for skip in choice.skipped)
+    constant = np.stack([first] * (len(SIGMAS) - 1))
+    assert best_choices(products((constant, constant)), guidance=False)[0].error < 1e-9
+    changing = np.stack([first + i * slope for i in range(len(SIGMAS) - 1)])
+    front = best_choices(products((changing, changing)), guidance=False)
+    assert front[0].error > 1e-3
+    assert front[1].rows == 2 and front[1].error < 1e-9
 
 
 def test_guidance_stays_where_it_matters() -> None:
@@ -81,8 +113,15 @@ def test_guidance_stays_where_it_matters() -> None:
     guided = rng.standard_normal((len(SIGMAS) - 1, 60))
     unguided = guided.copy()
     unguided[1:3] += 5.0
-    exact = next(c for c in best_choices(products(guided, unguided), guidance=True, mix=True) if c.error < 1e-9)
+    exact = next(c for c in best_choices(products((guided, unguided)), guidance=True) if c.error < 1e-9)
     assert exact.guided == (1, 3) and exact.rows == 8
+
+
+def test_the_mean_of_runs_counts() -> None:
+    rng = np.random.default_rng(5)
+    runs = [np.cumsum(rng.standard_normal((len(SIGMAS) - 1, 40)), axis=0) for _ in range(3)]
+    together, each = products(*((run, run) for run in runs)), [products((run, run)) for run in runs]
+    assert together.gram == pytest.approx(np.mean([one.gram for one in each], axis=0), rel=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +139,7 @@ def test_a_level_generates_near_to_every_step(sped: Path) -> None:
         level = pipe.bundle.manifest.speeds["fast"]
         whole, fast = pipe(PROMPT, seed=3), pipe(PROMPT, seed=3, speed="fast")
         done = [e for e in pipe.run(kinograph.Request(prompt=PROMPT, speed="fast")) if type(e).__name__ == "StepDone"]
-    assert len(done) == done[0].total == level.steps - len(level.skipped)
+    assert len(done) == done[0].total == len(level.computed)
     assert fast.metadata["speed"] == "fast" and "speed" not in whole.metadata
     error = np.square(whole.frames.astype(float) - fast.frames).mean()
     assert 0 < error < 255**2 / 10**2.0  # 20 dB
