@@ -91,9 +91,10 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
 def describe_speed(level: Speed) -> str:
     """What a speed level computes, and what its videos are like."""
     first, last = level.guided
-    guided = f", guided from step {first + 1} to {last}" if last > first else ""
+    guided = sum(first <= stretch.step < last for stretch in level.computed)
+    told = f", {guided or 'none'} with guidance" if level.every_row > level.steps else ""
     return (
-        f"{len(level.computed)} of {level.steps} steps{guided}: "
+        f"{len(level.computed)} of {level.steps} steps{told}: "
         f"{level.rows} of {level.every_row} rows, {level.every_row / level.rows:.1f}× fewer; "
         f"PSNR {level.psnr_db:.1f} dB, SSIM {level.ssim:.3f} over {level.videos} videos"
     )

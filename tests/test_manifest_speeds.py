@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from kinograph.bundle.speed_check import speed_problems
+from kinograph.console.inspect import describe_speed
 from kinograph.manifest import Speed, Stretch
 from kinograph.runtime.locate import open_bundle
 
@@ -39,3 +40,15 @@ def test_a_level_that_cannot_be_run_is_refused(change: dict[str, Any], said: str
         problems = list(speed_problems(msgspec.structs.replace(bundle.manifest, speeds={"fast": level})))
     assert len(problems) == (said is not None)
     assert said is None or problems[0].startswith(f"speeds.fast.{said}")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "3 of 24 steps, 2 with guidance: 5 of 48 rows"),
+        ({"guided": (2, 3), "rows": 3}, "3 of 24 steps, none with guidance: 3 of 48 rows"),
+        ({"guided": (0, 0), "rows": 3, "every_row": 24}, "3 of 24 steps: 3 of 24 rows"),
+    ],
+)
+def test_a_level_tells_how_many_of_its_steps_have_guidance(change: dict[str, Any], said: str) -> None:
+    assert describe_speed(msgspec.structs.replace(GOOD, **change)).startswith(said)
