@@ -15,9 +15,11 @@ from kinograph.engines.host import adds_bytes_exactly
 from kinograph.engines.rewrites import Rewrite
 from kinograph.engines.rewrites.attention import attention_to_multi_head
 from kinograph.engines.rewrites.attention16 import attention_to_16_bits
+from kinograph.engines.rewrites.biased_products import biased_products_to_one_operator
 from kinograph.engines.rewrites.channel_norm import channel_norm_to_convolution
 from kinograph.engines.rewrites.halves import bfloat16_to_float32, float16_to_float32
 from kinograph.engines.rewrites.narrow_convolution import narrow_convolution_to_frames
+from kinograph.engines.rewrites.one_row import rows_of_tokens_to_one
 from kinograph.engines.rewrites.rms_norm import rms_norm_to_simplified_layer_norm
 from kinograph.engines.rewrites.stored_kernels import stored_kernels_to_floats
 from kinograph.engines.rewrites.table import dequantise_tables
@@ -29,10 +31,15 @@ Array = npt.NDArray[np.float32]
 TOLERANCE = 2e-6
 
 
+def session_of(model: ir.Model, exact: str = "0") -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", exact)
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 def run(model: ir.Model, inputs: dict[str, Array]) -> Array:
-    data = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
-    result: Array = session.run(None, inputs)[0]
+    result: Array = session_of(model).run(None, inputs)[0]
     return result
 
 
@@ -254,6 +261,92 @@ def test_other_stored_kernels_stay(change: dict[str, int]) -> None:
     assert operators(model) == before
 
 
+def quantised(last: str) -> ir.Model:
+    """A product p of bytes [S, 4] · [4, 3], and what is made of it."""
+    return ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["" : 23, "com.microsoft" : 1]>
+        g (float[1,S,4] x) => (float[1,S,3] y) <
+            int8[4,3] w = {{127, -127, 5, -128, 127, 3, 127, 9, 1, 2, 127, -7}}, float[3] ws = {{0.5, 0.25, 1.0}},
+            int8[3] wz = {{0, 0, 0}}, float s = {{0.03}}, uint8 z = {{120}}, float[3] bias = {{1, -2, 0.5}}
+        > {{
+            q = QuantizeLinear (x, s, z)
+            back = DequantizeLinear (q, s, z)
+            weight = DequantizeLinear <axis = 1> (w, ws, wz)
+            p = MatMul (back, weight)
+            {last}
+        }}"""
+    )
+
+
+BIASED = "y = Add (p, bias)"
+
+
+@pytest.mark.parametrize("exact", ["0", "1"])
+def test_a_product_of_bytes_takes_its_bias(exact: str) -> None:
+    """Also where products are told to be exact, as on processors without VNNI."""
+    x = {"x": np.random.default_rng(1).normal(size=(1, 5, 4)).astype(np.float32)}
+    model, expected = quantised(BIASED), run(quantised(BIASED), x)
+    biased_products_to_one_operator(model, {})
+    assert operators(model) == ["QuantizeLinear", "MatMulIntegerToFloat"]
+    assert np.abs(session_of(model, exact).run(None, x)[0] - expected).max() < 100 * TOLERANCE
+
+
+def test_a_product_that_others_read_keeps_its_bias_apart() -> None:
+    model = quantised("r = Add (p, bias)\n y = Mul (p, r)")
+    before = operators(model)
+    biased_products_to_one_operator(model, {})
+    assert operators(model) == before
+
+
+def looked_up(last: str = "y = Add (scaled, shift)") -> ir.Model:
+    """Scales and shifts of two timesteps, of which each token has one."""
+    return ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["" : 23]>
+        g (float[2,S,3] x, float[1,S] given) => (float[2,S,3] y) <
+            float[4,3] rows = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}, int64 two = {{2}}, int64 one = {{1}}
+        > {{
+            which = Cast <to = 7> (given)
+            first = Mul (which, two)
+            second = Add (first, one)
+            scale = Gather (rows, first)
+            shift = Gather (rows, second)
+            scaled = Mul (x, scale)
+            {last}
+        }}"""
+    )
+
+
+def named(model: ir.Model) -> ir.Model:
+    """With the shapes that an exporter writes."""
+    shapes = {"which": (1, "S"), "first": (1, "S"), "second": (1, "S"), "scale": (1, "S", 3), "shift": (1, "S", 3)}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in shapes:
+                value.shape = ir.Shape(shapes[value.name])
+            elif value.name == "scaled":
+                value.shape = ir.Shape((2, "S", 3))
+    return model
+
+
+@pytest.mark.parametrize("given", [[0, 0, 0], [1, 1, 1], [0, 1, 1]])
+def test_tokens_of_one_timestep_share_a_row(given: list[int]) -> None:
+    x = np.random.default_rng(3).normal(size=(2, 3, 3)).astype(np.float32)
+    inputs = {"x": x, "given": np.asarray([given], np.float32)}
+    model, expected = named(looked_up()), run(looked_up(), inputs)
+    rows_of_tokens_to_one(model, {})
+    assert "Slice" in operators(model)
+    assert np.array_equal(run(model, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "last", ["y = Concat <axis = 1> (scaled, shift)", "both = Mul (scale, shift)\n y = Add (x, both)"]
+)
+def test_rows_that_are_not_spread_over_tokens_stay(last: str) -> None:
+    model = named(looked_up(last))
+    rows_of_tokens_to_one(model, {})
+    assert "Slice" not in operators(model)
+
+
 def test_int8_tables_become_float_ones() -> None:
     text = """<ir_version: 11, opset_import: ["" : 23]>
     g (int64[3] ids) => (float[3,2] y)
@@ -286,11 +379,7 @@ def test_int8_weights_without_a_zero_point_compute_exactly() -> None:
     x = np.array([[1, 2, 3, 4], [-4, 0, 2, 1]], np.float32)
     weight = model.graph.initializers["w"].const_value.numpy().astype(np.float32) * [0.5, 0.25, 1.0]
     zero_points_for_weights(model, {})
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    assert np.allclose(session.run(None, {"x": x})[0], x @ weight)
+    assert np.allclose(session_of(model, "1").run(None, {"x": x})[0], x @ weight)
 
 
 @pytest.mark.parametrize(
