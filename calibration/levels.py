@@ -47,7 +47,9 @@ def find_levels(path: Path, options: CalibrationOptions, progress: Progress) -> 
         looked, held = chosen_prompts(bundle, options)
         starts = loop.starts([*looked, *held], best_precision(manifest, "text_encoder"))
         products = _look(loop, starts[: len(looked)], progress)
-        choices = best_choices(products, guidance=loop.scale > 1)
+        choices = best_choices(
+            products, guidance=loop.scale > 1, progress=lambda done, of: progress("choose steps", done, of)
+        )
         with _Videos(loop, starts[len(looked) :]) as videos:
             found = {name: _cheapest(name, LEVELS[name], choices, videos, progress) for name in options.skip}
         replace_manifest(path, msgspec.structs.replace(manifest, speeds=manifest.speeds | found))

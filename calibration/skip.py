@@ -14,7 +14,7 @@ what it leaves wrong; the choice that leaves least, for every number of rows, is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,17 +77,22 @@ class Choice:
     error: float
 
 
-def best_choices(products: Products, *, guidance: bool) -> list[Choice]:
+def best_choices(
+    products: Products, *, guidance: bool, progress: Callable[[int, int], None] = lambda done, of: None
+) -> list[Choice]:
     """For every number of rows the choice that leaves least wrong, each with less error than any cheaper one.
 
     What a stretch leaves wrong, as mean square, grows on its way to the video: it is weighed by 1/(1 − σ) of the noise
     level it is left at, and more where guidance has ended. `guidance`: whether there are two rows at all.
     """
     best: dict[int, Choice] = {}
-    for guided in _intervals(products.steps) if guidance else [(0, 0)]:
-        for choice in _of_interval(products, guided, guidance=guidance):
+    fits = _Fits(products)
+    intervals = list(_intervals(products.steps)) if guidance else [(0, 0)]
+    for number, guided in enumerate(intervals, 1):
+        for choice in _of_interval(_Stretches(fits, guided if guidance else (0, products.steps)), guided):
             if choice.rows not in best or choice.error < best[choice.rows].error:
                 best[choice.rows] = choice
+        progress(number, len(intervals))
     front: list[Choice] = []
     for _, choice in sorted(best.items()):
         if not front or choice.error < front[-1].error - _ROUNDING * front[0].error:
@@ -103,55 +108,82 @@ def _intervals(steps: int) -> Iterator[tuple[int, int]]:
             yield first, last
 
 
-def _of_interval(products: Products, guided: tuple[int, int], *, guidance: bool) -> list[Choice]:
-    """The best choice for every number of computed steps, with guidance in this interval."""
-    steps = products.steps
-    stretches = _Stretches(products, guided if guidance else (0, steps))
-    # cost[k, j]: least error of having computed steps k and j last, with so many computed in all
-    cost = {(-1, 0): 0.0}
-    trace: list[dict[tuple[int, int], int]] = [{}]
+def _of_interval(stretches: _Stretches, guided: tuple[int, int]) -> list[Choice]:
+    """The best choice for every number of computed steps; those in `guided` have two rows."""
+    errors = stretches.errors()
+    steps = errors.shape[1]
+    cost = np.full((steps + 1, steps), np.inf)  # least error with steps k − 1 and j computed last, so many in all
+    cost[0, 0] = 0.0
+    trace: list[npt.NDArray[np.intp]] = []
     found = []
     for count in range(1, steps + 1):
-        ends = {(k, j): error + stretches.error(k, j, steps) for (k, j), error in cost.items()}
-        if ends:
-            k, j = min(ends, key=lambda state: ends[state])
-            computed = _traced(trace, (k, j), count)
-            rows = sum(2 if guidance and guided[0] <= i < guided[1] else 1 for i in computed)
-            found.append(Choice(stretches.along(computed), guided, rows, ends[k, j]))
-        following: dict[tuple[int, int], float] = {}
-        before: dict[tuple[int, int], int] = {}
-        for (k, j), error in cost.items():
-            nexts = [j + 1] if count < _FIRST else range(j + 1, steps)
-            for m in nexts:
-                total = error + stretches.error(k, j, m)
-                if m < steps and total < following.get((j, m), np.inf):
-                    following[j, m], before[j, m] = total, k
-        cost = following
-        trace.append(before)
+        ends = cost + errors[:, :, steps]
+        last = np.unravel_index(int(ends.argmin()), ends.shape)
+        if np.isfinite(ends[last]):
+            computed = _traced(trace, int(last[0]), int(last[1]))
+            rows = sum(2 if guided[0] <= step < guided[1] else 1 for step in computed)
+            found.append(Choice(stretches.along(computed), guided, rows, float(ends[last])))
+        totals = cost[:, :, None] + errors
+        if count < _FIRST:
+            totals[:, ~np.eye(steps, steps + 1, 1, dtype=bool)] = np.inf
+        trace.append(totals.argmin(0))
+        cost[0], cost[1:] = np.inf, totals.min(0)[:, :steps]
     return found
 
 
-def _traced(trace: Sequence[dict[tuple[int, int], int]], last: tuple[int, int], count: int) -> tuple[int, ...]:
-    """The computed steps that led to the last two."""
-    k, j = last
-    steps = [j]
-    for number in range(count - 1, 0, -1):
-        steps.append(k)
-        k, j = trace[number][k, j], k
+def _traced(trace: Sequence[npt.NDArray[np.intp]], earlier: int, latest: int) -> tuple[int, ...]:
+    """The computed steps that led to the last two, `earlier` being one more than its number and 0 for none."""
+    steps = [latest]
+    for before in reversed(trace):
+        earlier, latest = int(before[earlier - 1, latest]), earlier - 1
+        steps.append(latest)
     return tuple(reversed(steps))
+
+
+class _Fits:
+    """Weights of stretches, which many intervals of guidance have in common."""
+
+    def __init__(self, products: Products) -> None:
+        self.products = products
+        self._found: dict[tuple[int, int, int], tuple[Floats, Floats]] = {}
+
+    def of(self, latest: int, prediction: int, earlier: int) -> tuple[Floats, Floats]:
+        """Least-squares weights [2 or 3, M] to each of the M samples after `latest`, and their errors [M].
+
+        The predictions are rows of the gram; `earlier` is −1 for none.
+        """
+        key = latest, prediction, earlier
+        if key not in self._found:
+            gram = self.products.gram
+            rows = np.array([latest, prediction, *([earlier] if earlier >= 0 else [])])
+            targets = np.arange(latest + 1, self.products.steps + 1)
+            known, wanted = gram[np.ix_(rows, rows)], gram[np.ix_(rows, targets)]
+            weights: Floats = np.linalg.lstsq(known, wanted, rcond=1e-12)[0]
+            left: Floats = gram[targets, targets] - (weights * (2 * wanted - known @ weights)).sum(0)
+            self._found[key] = weights, np.maximum(left, 0.0)
+        return self._found[key]
 
 
 class _Stretches:
     """What becomes of the sample between two computed steps, with guidance in the interval `guided`."""
 
-    def __init__(self, products: Products, guided: tuple[int, int]) -> None:
-        self._gram, self._steps, self._guided = products.gram, products.steps, guided
-        self._weighed = 1 / np.maximum(_CLEAR, 1 - products.sigmas)
-        self._fits: dict[tuple[int, int], tuple[Floats, Floats]] = {}
+    def __init__(self, fits: _Fits, guided: tuple[int, int]) -> None:
+        self._fits, self._guided, self._steps = fits, guided, fits.products.steps
+        self._weighed = 1 / np.maximum(_CLEAR, 1 - fits.products.sigmas)
 
-    def error(self, earlier: int, latest: int, following: int) -> float:
-        """What is left wrong at `following`, `latest` and `earlier` (−1 for none) being the last computed before."""
-        return float(self._fit(earlier, latest)[1][following - latest - 1])
+    def errors(self) -> Floats:
+        """What is left wrong, weighed, [N + 1, N, N + 1].
+
+        Of the step computed last but one, plus 1, and 0 for none; of the one computed last, j; and of the one that
+        follows, N being the video. Infinity where they do not follow each other.
+        """
+        steps = self._steps
+        errors = np.full((steps + 1, steps, steps + 1), np.inf)
+        for latest in range(steps):
+            weighed = self._weighed[latest + 1 :] * (_ONE_WAY if latest >= self._guided[1] else 1.0)
+            for earlier in range(-1, latest):
+                errors[earlier + 1, latest, latest + 1 :] = self._fit(earlier, latest)[1] * weighed
+        return errors
 
     def along(self, computed: Sequence[int]) -> tuple[Stretch, ...]:
         """Where each of these steps leads."""
@@ -162,17 +194,7 @@ class _Stretches:
         return tuple(found)
 
     def _fit(self, earlier: int, latest: int) -> tuple[Floats, Floats]:
-        """Least-squares weights [2 or 3, M] to each of the M samples after `latest`, and their weighed errors [M]."""
-        if (earlier, latest) not in self._fits:
-            used = [latest, self._prediction(latest), *([self._prediction(earlier)] if earlier >= 0 else [])]
-            rows = np.array(used)
-            targets = np.arange(latest + 1, self._steps + 1)
-            known, wanted = self._gram[np.ix_(rows, rows)], self._gram[np.ix_(rows, targets)]
-            weights: Floats = np.linalg.lstsq(known, wanted, rcond=1e-12)[0]
-            left: Floats = self._gram[targets, targets] - (weights * (2 * wanted - known @ weights)).sum(0)
-            weighed = self._weighed[targets] * (_ONE_WAY if latest >= self._guided[1] else 1.0)
-            self._fits[earlier, latest] = weights, np.maximum(left, 0.0) * weighed
-        return self._fits[earlier, latest]
+        return self._fits.of(latest, self._prediction(latest), self._prediction(earlier) if earlier >= 0 else -1)
 
     def _prediction(self, step: int) -> int:
         """The row of the gram of what is predicted at a step, guided or not."""
