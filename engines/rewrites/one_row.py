@@ -28,7 +28,8 @@ def rows_of_tokens_to_one(model: ir.Model, weights: MutableMapping[str, Any]) ->
         if index is not None and _is_row(index):
             roots.setdefault(_root(index), []).append(node)
     for root, lookups in roots.items():
-        if all(_is_spread(lookup.outputs[0]) for lookup in lookups) and _only(root, lookups):
+        known = root.producer() is not None  # a graph's own input is not shortened
+        if known and all(_is_spread(lookup.outputs[0]) for lookup in lookups) and _only(root, lookups):
             _forget_shapes(root)
             _shorten(model, root)
 
@@ -61,8 +62,9 @@ def _is_spread(rows: ir.Value) -> bool:
         other = use.node.inputs[1 - use.idx]
         if other is None or other.shape is None or rows.shape is None or other.shape.rank() != rows.shape.rank():
             return False
-        maker = other.producer()
-        if other.shape[_TOKENS] != rows.shape[_TOKENS] or (maker is not None and maker.op_type == "Gather"):
+        maker, tokens = other.producer(), rows.shape[_TOKENS]
+        told = isinstance(tokens, int) or tokens.value is not None  # two that nobody knows are not the same
+        if not told or other.shape[_TOKENS] != tokens or (maker is not None and maker.op_type == "Gather"):
             return False
     return True
 

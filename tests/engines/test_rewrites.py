@@ -338,6 +338,31 @@ def test_tokens_of_one_timestep_share_a_row(given: list[int]) -> None:
     assert np.array_equal(run(model, inputs), expected)
 
 
+def test_rows_that_a_graph_is_told_to_look_up_stay() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+    g (float[2,S,3] x, int64[1,S] which) => (float[2,S,3] y) <
+        float[4,3] rows = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, int64 one = {1}
+    > {
+        second = Add (which, one)
+        scale = Gather (rows, second)
+        y = Mul (x, scale)
+    }"""
+    model = named(ir.from_onnx_text(text))
+    rows_of_tokens_to_one(model, {})
+    assert operators(model) == ["Add", "Gather", "Mul"]
+
+
+def test_rows_for_nobody_knows_how_many_tokens_stay() -> None:
+    model = named(looked_up())
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in ("scale", "shift", "scaled"):
+                value.shape = ir.Shape((value.shape[0], None, 3))  # type: ignore[index]
+    model.graph.inputs[0].shape = ir.Shape((2, None, 3))
+    rows_of_tokens_to_one(model, {})
+    assert "Slice" not in operators(model)
+
+
 @pytest.mark.parametrize(
     "last", ["y = Concat <axis = 1> (scaled, shift)", "both = Mul (scale, shift)\n y = Add (x, both)"]
 )
