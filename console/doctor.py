@@ -37,11 +37,14 @@ def installed_version(package: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
+    from kinograph.engines.host import adds_bytes_exactly, memory_bytes
+
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpus": available,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
+        "multiplies_bytes": adds_bytes_exactly(),
     }
 
 

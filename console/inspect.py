@@ -45,6 +45,9 @@ def doctor_text(report: Mapping[str, Any]) -> str:
         "packages": ", ".join(f"{name} {found}" for name, found in report["packages"].items()),
         "export": f"missing {missing}: pip install 'kinograph[export]'" if missing else "available",
         "machine": f"{machine['system']}, {machine['cpus']} CPUs, {_size(machine['memory_bytes'])} memory",
+        "bytes": "multiplied faster than floats: int8 is taken before them"
+        if machine["multiplies_bytes"]
+        else "multiplied no faster than floats, for want of VNNI: these are taken before int8",
         "ONNX Runtime": providers if isinstance(providers, str) else ", ".join(providers),
         "--device auto": f"{device['auto']}: {device['because']}",
         "not used": "\n".join(

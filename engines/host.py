@@ -28,6 +28,7 @@ NUMPY_DTYPES: dict[str, type[Any]] = {
 def adds_bytes_exactly(flags: str = "/proc/cpuinfo") -> bool:
     """Whether the processor adds up products of bytes without overflow: all but those of x86 without VNNI.
 
+    On those ONNX Runtime's products of bytes take as long as those of floats, be they exact or not.
     `flags` is the file that says what it can do; where that cannot be read, it is taken not to.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):

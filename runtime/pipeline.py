@@ -109,7 +109,7 @@ class Pipeline:
         self.bundle = bundle
         self.device = device
         _check_components(bundle.manifest)
-        self.variant = _choose_variants(bundle.manifest, variant, device.variants)
+        self.variant = _choose_variants(bundle.manifest, variant, device)
         self._asked, self._fall_back = variant, fall_back
         self._tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
         self._engines: dict[str, Engine] = {}
@@ -276,7 +276,7 @@ class Pipeline:
         self._release()
         self.device.close()
         self.device = other
-        self.variant = _choose_variants(self.bundle.manifest, self._asked, other.variants)
+        self.variant = _choose_variants(self.bundle.manifest, self._asked, other)
         return True
 
     def _engine(self, component: str) -> Engine:
@@ -306,17 +306,19 @@ def _check_components(manifest: Manifest) -> None:
         raise BundleError(f"{manifest.name} has no {', '.join(missing)}, which making a video needs. Export it again.")
 
 
-def _choose_variants(manifest: Manifest, variant: str | None, preferred: Sequence[str]) -> dict[str, str]:
+def _choose_variants(manifest: Manifest, variant: str | None, device: Device) -> dict[str, str]:
     """The variant of every component: `variant` where it has that, else the best for the device.
 
-    `preferred` is the device's order. What is quantised counts where it passed its gate, and not where another variant
-    is asked for.
+    That is the first in the device's order, but floats that would fill the memory come last. What is quantised counts
+    where it passed its gate, and not where another variant is asked for.
     """
     chosen: dict[str, str] = {}
+    order, most = (*device.variants, *_FLOATS), _RESIDENT_SHARE * device.memory_bytes
     for name, component in manifest.components.items():
         passed = {n for n, v in component.variants.items() if variant is None and v.quality and v.quality.passed}
-        best = [n for n in (*preferred, *_FLOATS) if n in component.variants and (n in _FLOATS or n in passed)]
-        chosen[name] = variant if variant in component.variants else next(iter([*best, *component.variants]))
+        best = [n for n in order if n in component.variants and (n in _FLOATS or n in passed)]
+        light = [n for n in best if n not in _FLOATS or _weight_bytes(manifest, {name: n}) <= most]
+        chosen[name] = variant if variant in component.variants else next(iter([*light, *best, *component.variants]))
     if variant is not None and variant not in chosen.values():
         offered = sorted({name for component in manifest.components.values() for name in component.variants})
         raise UsageError(f"{manifest.name} has no variant {variant!r}; it has: {', '.join(offered)}. Use --variant.")

@@ -386,13 +386,17 @@ def test_export_hands_the_options_on(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert captured.out == "out: exported fake-1b (fake)\n" and "chatter" in captured.err
 
 
-def test_doctor_tells_versions_and_device(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_tells_versions_and_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["packages"]["numpy"] == np.__version__ and report["device"]["auto"] and report["device"]["because"]
     assert "CPUExecutionProvider" in report["providers"] and "libx264" in report["video"]["codecs"][".mp4"]
-    assert main(["doctor"]) == 0
-    assert "--device auto" in capsys.readouterr().out
+    for faster, told in ((True, "faster than floats"), (False, "no faster than floats, for want of VNNI")):
+        monkeypatch.setattr("kinograph.engines.host.adds_bytes_exactly", lambda faster=faster: faster)
+        assert main(["doctor"]) == 0
+        assert (out := capsys.readouterr().out).count("--device auto") == 1 and f"multiplied {told}" in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

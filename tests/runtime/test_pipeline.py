@@ -132,6 +132,19 @@ def test_wrong_names_are_usage_errors() -> None:
         pipe(PROMPT, frames=5)
 
 
+def test_bytes_are_taken_before_floats_where_they_are_faster_or_floats_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for faster, memory, taken in ((True, 1 << 34, "int8"), (False, 1 << 34, "fp16"), (False, 1 << 20, "int8")):
+        monkeypatch.setattr("kinograph.engines.ort.adds_bytes_exactly", lambda faster=faster: faster)
+        monkeypatch.setattr("kinograph.engines.ort.memory_bytes", lambda memory=memory: memory)
+        with kinograph.load("starter-few-steps", device="cpu") as pipe:
+            assert pipe.variant["step"] == taken
+            assert pipe.variant["encoder_next"] == "fp16"  # it has no other
+        with kinograph.load("starter-few-steps", device="cpu", variant="int8") as pipe:
+            assert pipe.variant["step"] == "int8"
+
+
 def test_a_missing_bundle_names_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KINOGRAPH_BUNDLES", str(tmp_path))
     with pytest.raises(BundleError, match=str(tmp_path)):
