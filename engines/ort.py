@@ -39,6 +39,7 @@ _USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
 _WIDENED = ("fp16", "bf16")  # what is computed in float32, which takes twice the memory
 _FLOATS = ("fp32", "fp16", "bf16")  # 16 bits gain nothing on a CPU
 _BYTES = ("int8-dynamic", "int8")
+_STATE = "next_state_"  # what a streaming codec carries from call to call
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -165,6 +166,8 @@ class OrtEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
+        if self._provider is CPU:
+            self._save_memory(options)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not adds_bytes_exactly():  # products of bytes overflow 16 bits, unless they are told to be exact
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -186,6 +189,16 @@ class OrtEngine:
                 f"ONNX Runtime {ort.__version__} could not load {self.component}: {exc}. "
                 "Check `kinograph doctor`; a newer onnxruntime may be needed."
             ) from exc
+
+    def _save_memory(self, options: ort.SessionOptions) -> None:
+        """Let values lie where earlier ones did. A pattern of where all of them lie takes its own memory besides.
+
+        By itself ONNX Runtime computes what only the caller reads at the very end: of a codec that is every layer's
+        state, so that whatever one is cut from would be kept until then.
+        """
+        options.enable_mem_pattern = False
+        if any(name.startswith(_STATE) for name in self.outputs):
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
 
     def bind(self, name: str, buffer: Buffer) -> None:
         if self._session is None:
