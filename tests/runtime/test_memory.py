@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,36 @@ def test_16_bits_take_what_float32_takes_on_a_cpu(tmp_path: Path) -> None:
         stored, wide = (device.footprint(floats, "step", one, sizes) for one in ("fp16", "fp32"))
     assert wide.weights <= stored.weights < 1.05 * wide.weights  # some are in float32 already, and count twice
     assert stored.activations == pytest.approx(wide.activations, rel=0.05)
+
+
+_DECODES = """
+import resource, sys
+from kinograph.engines.ort import OrtDevice
+from kinograph.runtime.binding import Binding
+from kinograph.runtime.locate import open_bundle
+from kinograph.runtime.memory import needs
+
+component, sizes = "decoder_next", {"F": 1, "H": 64, "W": 64}
+
+def most():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+with open_bundle(None) as bundle, OrtDevice() as device:
+    axes = {component: {name: (size, size) for name, size in sizes.items()}}
+    need = needs(bundle, device, {component: "fp32"}, axes)[component]
+    engine = device.open(bundle, component, "fp32")
+    before = most()
+    with Binding(device, engine, sizes) as binding:
+        for name in engine.inputs:
+            binding.write(name, binding[name].read() + 1)
+        for _ in range(2):  # where the first run leaves more behind than it needs, the second takes its own besides
+            binding.run()
+    print(most() - before, need.activations + need.buffers)
+"""
+
+
+def test_decoding_takes_no_more_than_was_told() -> None:
+    ran = subprocess.run([sys.executable, "-c", _DECODES], capture_output=True, text=True, check=True, timeout=120)
+    taken, told = map(int, ran.stdout.split())
+    print(f"{taken / 1e6:.0f} MB taken, {told / 1e6:.0f} MB told")
+    assert 0.2 * told < taken < told
