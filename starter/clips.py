@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,17 +38,11 @@ def pixels(frames: torch.Tensor) -> torch.Tensor:
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def training_scenes(count: int, rng: np.random.Generator, practised: str = "") -> list[world.Scene]:
-    """Random scenes of the training combinations; those that are under way when their clip begins come last.
-
-    Every other one is of the genre that is `practised`, if one is; the others are whatever they are without.
-    """
+def training_scenes(count: int, rng: np.random.Generator) -> list[world.Scene]:
+    """Random scenes of the training combinations; those that are under way when their clip begins come last."""
     late = round(_UNDER_WAY * count)
     kinds = rng.choice(list(_KINDS), size=count - late, p=list(_KINDS.values()))
-    scenes = [_sample(str(kind), rng) for kind in kinds] + [world.sample_under_way(rng) for _ in range(late)]
-    if practised:
-        scenes[::2] = [replace(scene, genre=practised) for scene in scenes[::2]]
-    return scenes
+    return [_sample(str(kind), rng) for kind in kinds] + [world.sample_under_way(rng) for _ in range(late)]
 
 
 def _sample(kind: str, rng: np.random.Generator) -> world.Scene:

@@ -8,15 +8,10 @@ Beside the velocity it learns, halfway through its blocks, to name what each of 
 gone: whose shape, colour, motion and facing. That is known here for every clip, and it makes layout and identity come
 early (as representation alignment does for large models, Yu et al. 2024, arXiv:2410.06940); the head that names it is
 not part of the model.
-
-A trained transformer can practise one genre: that half of every batch is learnt from true clips, and of the other half
-what the transformer said of it before (Li & Hoiem 2016, "Learning without forgetting", arXiv:1606.09282). Its own word
-has none of the noise's chance in it, so that little of what it knew is lost.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +42,6 @@ _FOREGROUND = 2.0  # extra weight of the subjects' cells, fading with noise: whe
 _NAMING_WEIGHT = 0.06  # of the cross-entropy of each thing that is named of a token's cells
 _NAMED = ("subject", "colour", "motion", "facing")
 _VALUES = [1 + ABOUT_ACTORS[name][0] for name in _NAMED]  # values of each, and none
-_PRACTISED_SHIFT = 2.5  # of noise levels while a genre is practised: what is still to be learnt of it is small
 _CAPTIONS = 6  # of each clip
 _GIVEN = {"first": 0.55, "start": 0.15, "end": 0.15, "both ends": 0.15}
 _LATE = 0.4  # of the clips that are given frames, those that begin amid a motion: only frames can tell of that
@@ -100,30 +94,13 @@ def _head(width: int, scores: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Draws:
-    """What steps are trained on: batches of a cache's clips, which in a share `conditioned` are given clean frames.
-
-    Half of each batch is of the genre that is practised, if one is.
-    """
+    """What steps are trained on: batches of a cache's clips, which in a share `conditioned` are given clean frames."""
 
     cache: Cache
     seed: int
     batch: int
     conditioned: float
     device: torch.device
-    practised: str = ""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Latents [B, C, F, H, W], what each of their cells shows [B, K, F, H, W], the frames that are given [B, F] and the
-    captions' tokens [B, L]. What the first `taught` clips teach is what the transformer made of them before.
-    """
-
-    latents: torch.Tensor
-    covered: torch.Tensor
-    given: torch.Tensor
-    tokens: torch.Tensor
-    taught: int
 
 
 class _Batches:
@@ -140,32 +117,26 @@ class _Batches:
         rng = np.random.default_rng((draws.seed, 5))
         texts = [captions.caption(scene, rng) for scene in cache.scenes for _ in range(_CAPTIONS)]
         self.tokens = tokenize(world_tokenizer(), [*texts, ""]).input_ids.to(device)
-        self.early = len(self.latents) - len(self.firsts)
-        late = np.arange(len(self.latents)) >= self.early
-        practised = np.array([scene.genre == draws.practised for scene in cache.scenes])
-        self.kinds = {
-            (a, b): np.flatnonzero((late == a) & (practised == b)) for a in (False, True) for b in (False, True)
-        }
 
-    def draw(self, rng: np.random.Generator) -> _Batch:
+    def draw(self, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        """Latents [B, C, F, H, W], what each cell shows [B, K, F, H, W], given frames [B, F] and tokens [B, L]."""
         device, frames, count = self.draws.device, self.latents.shape[2], self.draws.batch
-        taught = count // 2 if self.draws.practised else 0
-        practised = np.arange(count) >= (taught or count)
-        late, given = np.zeros(count, bool), np.zeros((count, frames), bool)
+        early = len(self.latents) - len(self.firsts)
+        chosen, given = rng.integers(early, size=count), np.zeros((count, frames), bool)
         anchored = np.zeros(count, bool)
         if rng.random() < self.draws.conditioned:
             late = rng.random(count) < (_LATE if len(self.firsts) else 0)
+            chosen = np.where(late, early + rng.integers(max(1, len(self.firsts)), size=count), chosen)
             given = np.stack([given_frames(frames, rng, late=bool(one)) for one in late])
             anchored = late & given[:, 0] & (rng.random(count) < _ANCHORED)
-        chosen = [rng.choice(self.kinds[bool(a), bool(b)]) for a, b in zip(late, practised, strict=True)]
-        clips = torch.tensor(chosen, device=device)
+        clips = torch.from_numpy(chosen).to(device)
         texts = clips * _CAPTIONS + torch.randint(_CAPTIONS, (count,), device=device)
         texts[torch.rand(count, device=device) < _NO_CAPTION] = len(self.tokens) - 1
         latents = self.latents[clips].float()
         ones = torch.from_numpy(np.flatnonzero(anchored)).to(device)
-        latents[ones, :, :1] = self.firsts[clips[ones] - self.early].float()
+        latents[ones, :, :1] = self.firsts[clips[ones] - early].float()
         covered = torch.einsum("bka,bafhw->bkfhw", self.shown[clips], self.shares[clips].float())
-        return _Batch(latents, covered, torch.from_numpy(given).to(device), self.tokens[texts], taught)
+        return latents, covered, torch.from_numpy(given).to(device), self.tokens[texts]
 
 
 def _shown(scenes: Sequence[world.Scene]) -> torch.Tensor:
@@ -193,48 +164,41 @@ def _tokens(cells: torch.Tensor) -> torch.Tensor:
 
 
 def _loss(
-    module: nn.ModuleDict, halfway: _Halfway, batch: _Batch, teacher: WanTransformer3DModel | None
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    module: nn.ModuleDict,
+    halfway: _Halfway,
+    text: torch.Tensor,
+    latents: torch.Tensor,
+    covered: torch.Tensor,
+    given: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Flow matching (Lipman et al. 2022, arXiv:2210.02747): x = (1 − σ)·latents + σ·noise, target noise − latents.
 
-    Given frames stay clean at timestep 0 and carry no loss. With a `teacher`, what it says is the target of the clips
-    that are taught, and nothing is named: a new head would upset trained blocks. Also returns figures for the log.
+    Given frames stay clean at timestep 0 and carry no loss. Also returns the mean cross-entropy of the naming head.
     """
-    latents, given = batch.latents, batch.given
-    count, _, frames, height, width = latents.shape
-    shift = FLOW_SHIFT if teacher is None else _PRACTISED_SHIFT
-    sigma = torch.rand(count, device=latents.device)
-    sigma = shift * sigma / (1 + (shift - 1) * sigma)
+    batch, _, frames, height, width = latents.shape
+    sigma = torch.rand(batch, device=latents.device)
+    sigma = FLOW_SHIFT * sigma / (1 + (FLOW_SHIFT - 1) * sigma)
     noise = torch.randn_like(latents)
-    sigmas = (sigma[:, None] * ~given).view(count, 1, frames, 1, 1)
+    sigmas = (sigma[:, None] * ~given).view(batch, 1, frames, 1, 1)
     noisy = (1 - sigmas) * latents + sigmas * noise
     tokens = (height // _PATCH) * (width // _PATCH)
     timesteps = 1000 * sigma  # one for a whole clip is the same as one for each token, and a third faster
     if given.any():
-        timesteps = (1000 * sigmas).view(count, frames, 1).expand(-1, -1, tokens).reshape(count, -1)
-    target, taught = noise - latents, slice(batch.taught)
-    with torch.no_grad(), mixed_precision(latents.device), attention(latents.device):
-        text = encode_tokens(module["text_encoder"], batch.tokens)
-        if teacher is not None:
-            target[taught] = teacher(noisy[taught], timesteps[taught], text[taught], return_dict=False)[0].float()
+        timesteps = (1000 * sigmas).view(batch, frames, 1).expand(-1, -1, tokens).reshape(batch, -1)
     with mixed_precision(latents.device), attention(latents.device):
         velocity = module["transformer"](noisy, timesteps, text, return_dict=False)[0]
-        scores = module["naming"](halfway.hidden) if teacher is None else None
-    subjects = 1 - batch.covered[:, :1]
+        scores = module["naming"](halfway.hidden)
+    subjects = 1 - covered[:, :1]
     weight = 1 + _FOREGROUND * size_weight(subjects) * subjects * (1 - sigmas)
-    weight = weight * ~given.view(count, 1, frames, 1, 1)
-    error = (velocity.float() - target).square().mean(1, keepdim=True) * weight / weight.sum()
-    if scores is None:
-        return error.sum(), {"kept": error[taught].detach().sum()}
-    naming = _naming(scores.float(), batch.covered)
-    return error.sum() + _NAMING_WEIGHT * naming, {"naming": naming.detach() / len(_VALUES)}
-
-
-def _naming(scores: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
-    """The sum of the cross-entropies of everything that is named, from a head's scores [B, S, cells of a token · K]."""
+    weight = weight * ~given.view(batch, 1, frames, 1, 1)
+    error = (velocity.float() - (noise - latents)).square().mean(1, keepdim=True)
     shown = _tokens(covered)
-    pairs = zip(scores.view(shown.shape).split(_VALUES, dim=-1), shown.split(_VALUES, dim=-1), strict=True)
-    return torch.stack([functional.cross_entropy(g.flatten(0, -2), t.flatten(0, -2)) for g, t in pairs]).sum()
+    naming = torch.zeros((), device=latents.device)
+    for guess, truth in zip(
+        scores.float().view(shown.shape).split(_VALUES, dim=-1), shown.split(_VALUES, dim=-1), strict=True
+    ):
+        naming = naming + functional.cross_entropy(guess.flatten(0, -2), truth.flatten(0, -2))
+    return (error * weight).sum() / weight.sum() + _NAMING_WEIGHT * naming, naming.detach() / len(_VALUES)
 
 
 def train_dit(
@@ -254,16 +218,16 @@ def train_dit(
             "naming": _head(width, _PATCH * _PATCH * sum(_VALUES)),
         }
     ).to(draws.device)
-    teacher = copy.deepcopy(transformer).requires_grad_(False) if draws.practised else None
     loop = Loop(module, budget, folder / "dit.pt", is_muon)
     halfway = _Halfway(transformer.blocks)
-    for one in (transformer, teacher):
-        if one is not None:
-            compile_blocks(one)
+    compile_blocks(transformer)
     rng = np.random.default_rng((draws.seed, loop.step))
     batches: _Batches | None = None
     for _ in loop.steps():
         batches = batches or _Batches(draws)
-        loss, figures = _loss(module, halfway, batches.draw(rng), teacher)
-        loop.update(loss, **figures)
+        latents, covered, given, tokens = batches.draw(rng)
+        with torch.no_grad():
+            text = encode_tokens(module["text_encoder"], tokens)
+        loss, naming = _loss(module, halfway, text, latents, covered, given)
+        loop.update(loss, naming=naming)
     return loop.averaged

@@ -52,14 +52,12 @@ def encode_world(
     seed: int,
     device: torch.device,
     measured: bool,
-    practised: str = "",
 ) -> None:
     """Render and encode `count` training clips, and write them to `path` with their statistics.
 
-    Those are what is `measured` of these clips, or else what the VAE's configuration says. Half the clips are of the
-    genre that is `practised`, if one is.
+    Those are what is `measured` of these clips, or else what the VAE's configuration says.
     """
-    scenes = training_scenes(count, np.random.default_rng(seed), practised)
+    scenes = training_scenes(count, np.random.default_rng(seed))
 
     def encode(clips: np.ndarray) -> torch.Tensor:
         with mixed_precision(device):
@@ -89,7 +87,6 @@ def encode_world(
             "mean": mean.tolist(),
             "std": std.tolist(),
             "seed": seed,
-            "practised": practised,
         },
         path,
     )
@@ -98,5 +95,5 @@ def encode_world(
 def load_cache(path: Path) -> Cache:
     """Read a cache; the scenes, which a caption is drawn from anew each time, are sampled again from its seed."""
     state = torch.load(path, weights_only=True, mmap=True)
-    scenes = training_scenes(len(state["latents"]), np.random.default_rng(state["seed"]), state["practised"])
+    scenes = training_scenes(len(state["latents"]), np.random.default_rng(state["seed"]))
     return Cache(state["latents"], state["firsts"], state["shares"], state["mean"], state["std"], scenes)

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5EncoderModel
 
-from kinograph.starter import model, world
+from kinograph.starter import model
 from kinograph.starter.distillation import Teaching, train_few_steps, write_trajectories
 from kinograph.starter.dit_training import Draws, train_dit
 from kinograph.starter.latents import encode_world, load_cache
@@ -53,7 +53,6 @@ class Run:
     scale: int = 1
     rate: float = 0.5
     conditioned: float = 0.2
-    practise: str = ""
     vae_minutes: float = 34.0
     decoder_minutes: float = 6.0
     text_minutes: float = 5.0
@@ -106,7 +105,6 @@ def _latents(run: Run) -> None:
             seed=run.seed + 1,
             device=run.device,
             measured=run.start is None or run.vae_minutes > 0,
-            practised=run.practise,
         )
 
 
@@ -117,7 +115,7 @@ def _dit(run: Run) -> nn.ModuleDict:
     if run.start is not None:
         begun = WanTransformer3DModel.from_pretrained(run.start, subfolder="transformer", torch_dtype=torch.float32)
         transformer.load_state_dict(begun.state_dict())
-    draws = Draws(cache, run.seed, 32 * run.scale, run.conditioned, run.device, run.practise)
+    draws = Draws(cache, run.seed, 32 * run.scale, run.conditioned, run.device)
     return train_dit(run.folder, budget, draws, _text(run), transformer)
 
 
@@ -209,12 +207,6 @@ STAGES: dict[str, Callable[[Run], object]] = {
 @click.option("--rate", default=Run.rate, show_default=True, help="Share of the learning rates where --start goes on.")
 @click.option(
     "--conditioned", default=Run.conditioned, show_default=True, help="Share of batches whose clips are given frames."
-)
-@click.option(
-    "--practise",
-    type=click.Choice(world.GENRES),
-    default="",
-    help="With --start: learn this genre, and keep the rest as it is.",
 )
 @click.option("--vae-minutes", default=Run.vae_minutes, show_default=True)
 @click.option("--decoder-minutes", default=Run.decoder_minutes, show_default=True)

@@ -123,65 +123,6 @@ def test_training_goes_on_from_a_checkpoint(trained: Path, tmp_path: Path) -> No
     assert str(trained) not in (tmp_path / "checkpoint" / "transformer" / "config.json").read_text()
 
 
-def test_one_genre_is_practised_and_the_rest_is_kept(trained: Path, tmp_path: Path) -> None:
-    from kinograph.starter.latents import load_cache
-    from kinograph.starter.train import STAGES, Run
-
-    run = Run(
-        folder=tmp_path / "run",
-        checkpoint=tmp_path / "checkpoint",
-        start=trained / "checkpoint",
-        layout=TINY,
-        clips=40,
-        practise="neon",
-        conditioned=0.5,
-        vae_minutes=0,
-        text_minutes=0,
-        decoder_minutes=0,
-        dit_minutes=MINUTES,
-        few_steps_minutes=0,
-    )
-    for name in ("latents", "dit"):
-        STAGES[name](run)
-    scenes = load_cache(tmp_path / "run" / "latents.pt").scenes
-    assert 20 <= sum(scene.genre == "neon" for scene in scenes) < 40
-    assert torch.load(tmp_path / "run" / "dit.pt", weights_only=True)["step"] > 0
-
-
-def test_half_of_a_batch_is_practised(trained: Path) -> None:
-    from kinograph.starter.dit_training import Draws, _Batches
-    from kinograph.starter.latents import load_cache
-
-    cache = load_cache(trained / "run" / "latents.pt")
-    genre = cache.scenes[0].genre
-    batches = _Batches(Draws(cache, 0, 8, 0.5, torch.device("cpu"), genre))
-    own = torch.stack([one for one, scene in zip(cache.latents, cache.scenes, strict=True) if scene.genre == genre])
-    for step in range(8):
-        batch = batches.draw(np.random.default_rng(step))
-        practised = [bool((own[:, :, 1:] == one[:, 1:].half()).flatten(1).all(1).any()) for one in batch.latents]
-        assert batch.taught == 4 and practised == [False] * 4 + [True] * 4
-
-
-def test_what_is_taught_is_what_the_transformer_said(trained: Path) -> None:
-    from diffusers import WanTransformer3DModel
-
-    from kinograph.starter.dit_training import _Batch, _Halfway, _loss
-    from kinograph.starter.model import make_text_encoder, make_transformer
-    from kinograph.starter.text_training import world_tokenizer
-
-    transformer, tokenizer = make_transformer(TINY), world_tokenizer()
-    teacher = WanTransformer3DModel.from_config(transformer.config)
-    teacher.load_state_dict(transformer.state_dict())
-    module = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": make_text_encoder(len(tokenizer))})
-    latents, covered = torch.randn(4, 24, 3, 4, 4), torch.ones(4, 5, 3, 4, 4) / 5
-    given = torch.tensor([[True, False, False]] * 4)
-    tokens = torch.zeros(4, TEXT_LENGTH, dtype=torch.long)
-    for taught, learnt in ((4, False), (2, True)):
-        batch = _Batch(latents, covered, given, tokens, taught)
-        loss, figures = _loss(module, _Halfway(transformer.blocks), batch, teacher)
-        assert (float(loss) > 1e-3) == learnt and float(figures["kept"]) < 1e-3
-
-
 def test_what_is_hard_to_learn_is_trained_on_more_often_than_it_is_drawn() -> None:
     from kinograph.starter.clips import training_scenes
 
