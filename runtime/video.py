@@ -57,8 +57,8 @@ _MOVIE_FORMATS = {
 }
 _ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 _CODEC_OPTIONS = {
-    # zerolatency: without it, x264 holds back some fifty frames to look ahead. Veryfast at 15 looks as medium at 16 does,
-    # within 0.25 dB and 10 % of the bytes, in 0.3 to 0.4 of the time
+    # zerolatency: without it, x264 holds back some fifty frames to look ahead. Veryfast at 15 looks as medium at 16
+    # does, within 0.25 dB and 10 % of the bytes, in 0.3 to 0.4 of the time
     "libx264": {"crf": "15", "preset": "veryfast", "tune": "zerolatency"},
     "libx265": {"crf": "18", "preset": "medium", "x265-params": "log-level=error"},
     "libvpx-vp9": {"crf": "20", "b": "0", "row-mt": "1"},

@@ -386,9 +386,7 @@ def test_export_hands_the_options_on(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert captured.out == "out: exported fake-1b (fake)\n" and "chatter" in captured.err
 
 
-def test_doctor_tells_versions_and_device(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_tells_versions_and_device(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["packages"]["numpy"] == np.__version__ and report["device"]["auto"] and report["device"]["because"]
