@@ -95,6 +95,6 @@ class NumericError(KinographError):
 
 
 class Interrupted(KinographError):  # noqa: N818 - what happened to the run, not a fault
-    """The run was cancelled between two steps; nothing was left under the final name."""
+    """The run was cancelled; nothing was left under the final name."""
 
     exit_code = 130

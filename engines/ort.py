@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
@@ -22,7 +23,8 @@ from kinograph.engines.footprint import Footprint, activation_bytes
 from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, HostTable, adds_bytes_exactly, memory_bytes, one_by_one
 from kinograph.engines.rewrites import CPU_REWRITES, Rewrite
 from kinograph.engines.weights import map_weights
-from kinograph.errors import EngineError, MemoryLimitError, UsageError
+from kinograph.engines.worker import Worker
+from kinograph.errors import EngineError, Interrupted, MemoryLimitError, UsageError
 
 if TYPE_CHECKING:
     from kinograph.engines.protocol import Array, Axes, Buffer, Contents
@@ -75,6 +77,7 @@ class OrtDevice:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.cancelled = threading.Event()
         self._open: WeakSet[OrtEngine] = WeakSet()
 
     @property
@@ -115,7 +118,7 @@ class OrtDevice:
             raise UsageError(
                 f"{component} has no variant {precision!r}; this bundle has: {', '.join(variants)}. Use --variant."
             )
-        engine = OrtEngine(bundle, component, variants[precision], self.threads)
+        engine = OrtEngine(bundle, component, variants[precision], self.threads, cancelled=self.cancelled)
         self._open.add(engine)
         return engine
 
@@ -131,12 +134,20 @@ class OrtDevice:
 
 
 class OrtEngine:
-    """A component in an ONNX Runtime session."""
+    """A component in an ONNX Runtime session. With `cancelled` it can be stopped between two nodes of its graph."""
 
     def __init__(
-        self, bundle: Contents, component: str, variant: Variant, threads: int, provider: Provider = CPU
+        self,
+        bundle: Contents,
+        component: str,
+        variant: Variant,
+        threads: int,
+        provider: Provider = CPU,
+        *,
+        cancelled: threading.Event | None = None,
     ) -> None:
         self.component = component
+        self._worker = None if cancelled is None else Worker(cancelled)
         model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
         weights = map_weights(model, bundle, variant)
         for rewrite in provider.rewrites:
@@ -182,8 +193,14 @@ class OrtEngine:
         if self._provider.plugin is not None:
             options.add_provider_for_devices(*self._provider.plugin)
             chain = None  # the CPU comes last by itself
+        content = ir.to_proto(model).SerializeToString()
         try:
-            return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=chain)
+            return self._call(
+                lambda: ort.InferenceSession(content, options, providers=chain),
+                lambda: options.set_load_cancellation_flag(True),
+            )
+        except Interrupted:
+            raise
         except Exception as exc:  # onnxruntime's exceptions share no base class
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} could not load {self.component}: {exc}. "
@@ -218,8 +235,13 @@ class OrtEngine:
     def run(self) -> None:
         if self._session is None:
             raise EngineError(f"{self.component} was closed and cannot run")
+        session, binding, options = self._session, self._binding, self._run_options()
         try:
-            self._session.run_with_iobinding(self._binding, self._run_options())
+            self._call(
+                lambda: session.run_with_iobinding(binding, options), lambda: setattr(options, "terminate", True)
+            )
+        except Interrupted:
+            raise
         except Exception as exc:  # as above
             if _OUT_OF_MEMORY.search(str(exc)):
                 raise MemoryLimitError(
@@ -227,11 +249,16 @@ class OrtEngine:
                 ) from exc
             raise EngineError(f"{self.component} failed in ONNX Runtime {ort.__version__}: {exc}") from exc
 
-    def _run_options(self) -> ort.RunOptions | None:
+    def _call(self, work: Callable[[], Any], stop: Callable[[], None]) -> Any:
+        return work() if self._worker is None else self._worker.call(work, stop)
+
+    def _run_options(self) -> ort.RunOptions:
         """How the next run is to be done."""
-        return None
+        return ort.RunOptions()
 
     def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
         self._session = None
         self._binding = None
         self._bound.clear()

@@ -8,6 +8,7 @@ bound to the same buffer as an input.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -105,7 +106,14 @@ class Contents(Protocol):
 
 
 class Device(Protocol):
-    """One device of one backend. A context manager: leaving it closes what it opened."""
+    """One device of one backend. A context manager: leaving it closes what it opened.
+
+    To set `cancelled`, from any thread, is to ask it to stop what it does, which then raises Interrupted as soon as the
+    device can, and so does what is begun before it is cleared. A device that does nothing for long may leave that to
+    whoever iterates.
+    """
+
+    cancelled: threading.Event
 
     @property
     def name(self) -> str:

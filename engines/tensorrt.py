@@ -111,10 +111,12 @@ def build(
     _set_options(trt, config, target, capability, options)
     timings = _set_timings(config, options.timings) if target == FULL else None
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.progress_monitor = _monitor(trt, progress)
+    monitor = config.progress_monitor = _monitor(trt, progress)
     config.add_optimization_profile(_profile(builder, variant, axes))
     plan = builder.build_serialized_network(network, config)
     del weights  # which the parser read in place
+    if monitor.raised is not None:
+        raise monitor.raised
     if plan is None:
         raise EngineError(
             f"{NAMES[target]} {trt.__version__} cannot build {component} in {precision} for compute capability "
@@ -155,21 +157,28 @@ def _set_timings(config: Any, timings: bytes | None) -> Any:
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's phases lie within each other; told is how far the outermost is."""
+    """TensorRT's phases lie within each other; told is how far the outermost is.
+
+    What is raised meanwhile, by a signal's handler for one, ends the build: it cannot pass through TensorRT itself.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self._outer: dict[str, int] = {}
+            self.raised: BaseException | None = None
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None:
                 self._outer[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if phase in self._outer:
-                progress(phase, step + 1, self._outer[phase])
-            return True
+            try:
+                if phase in self._outer:
+                    progress(phase, step + 1, self._outer[phase])
+            except BaseException as exc:
+                self.raised = exc
+            return self.raised is None
 
         def phase_finish(self, phase: str) -> None:
             self._outer.pop(phase, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from kinograph.engines.needs import runs_on
 from kinograph.engines.obtain import Supply
 from kinograph.engines.origin import Card, Origin, sources, streams, weight_bytes
 from kinograph.engines.tensorrt_engine import Arena, TensorRTEngine
-from kinograph.errors import EngineError, UsageError
+from kinograph.errors import EngineError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from kinograph.engines.gpu import Gpu
@@ -52,6 +53,7 @@ class TensorRTDevice:
         self.memory.on_trim(self.launcher.forget)
         self.arena = Arena(self.memory, self.launcher)
         self.on_build: Progress | None = None
+        self.cancelled = threading.Event()
         self._axes: dict[str, Axes] = {}
         self._open: list[TensorRTEngine] = []
 
@@ -158,6 +160,8 @@ class TensorRTDevice:
         return find_bundled(bundle, wanted, sizes) or self.cache.find(wanted, sizes)
 
     def _progress(self, phase: str, done: int, total: int) -> None:
+        if self.cancelled.is_set():
+            raise Interrupted("cancelled")
         if self.on_build is not None:
             self.on_build(phase, done, total)
 

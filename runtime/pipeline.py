@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.engines.select import Settings, chosen_name, open_device, open_next
-from kinograph.errors import BundleError, EngineError, RequestError, UsageError
+from kinograph.errors import BundleError, EngineError, Interrupted, RequestError, UsageError
 from kinograph.manifest import Manifest
 from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
@@ -147,7 +147,7 @@ class Pipeline:
                     yield from event.frames
 
     def run(self, request: Request, done: Latents | None = None) -> Generator[Event, None, None]:
-        """Everything that happens, as it happens; closing the generator cancels between two steps.
+        """Everything that happens, as it happens; closing the generator ends it, and so does `cancel`.
 
         `done` [1, C, F, H, W] are the latents that `WindowDone` events of an earlier run of the same request brought,
         one after the other: those windows are not made again, and the result is what that run's would have been.
@@ -156,11 +156,22 @@ class Pipeline:
         if self._running:
             raise UsageError("this pipeline is already making a video. Finish or close that run, or load a second one.")
         self._running = True
+        self.device.cancelled.clear()
         try:
-            yield from self._whole(request, done)
+            for event in self._whole(request, done):
+                yield event
+                if self.device.cancelled.is_set():
+                    raise Interrupted("cancelled")
         finally:
             self._running = False
             self._leave_stage()
+
+    def cancel(self) -> None:
+        """End the run that is under way: it raises Interrupted, on the CPU at the next node of the graph it computes.
+
+        May be called from any thread, and from a signal's handler. Where nothing runs, nothing happens.
+        """
+        self.device.cancelled.set()
 
     def decode(self, latents: Latents, cuts: Sequence[int] = ()) -> Iterator[FramesDecoded]:
         """The frames of normalised latents [1, C, F, H, W], such as `WindowDone` events brought.
@@ -175,6 +186,7 @@ class Pipeline:
                 f"[1, {geometry.channels}, F, H, W]. Name the bundle that they were made with"
             )
         total, shown = 1 + geometry.temporal * (latents.shape[2] - 1), 0
+        self.device.cancelled.clear()
         engines = self._engine("decoder_first"), self._engine("decoder_next")
         for frames in decode(self.device, *engines, latents, cuts):
             yield FramesDecoded(frames, shown, total)
@@ -275,6 +287,7 @@ class Pipeline:
             return False
         self._release()
         self.device.close()
+        other.cancelled = self.device.cancelled
         self.device = other
         self.variant = _choose_variants(self.bundle.manifest, self._asked, other)
         return True

@@ -13,7 +13,7 @@ from kinograph.bundle import Bundle
 from kinograph.engines import tensorrt, tensorrt_module
 from kinograph.engines.rewrites.symmetric import affine_to_symmetric, biases_to_float
 from kinograph.engines.tensorrt_toolkit import TensorRT
-from kinograph.errors import MissingExtraError, UsageError
+from kinograph.errors import Interrupted, MissingExtraError, UsageError
 from kinograph.manifest import Component, Tensor, Variant
 from kinograph.runtime.locate import open_bundle
 
@@ -99,6 +99,15 @@ def test_timings_of_another_gpu_are_left_out(given: bytes | None, used: bytes) -
 
     assert tensorrt._set_timings(Config(), given) == used
     assert attached == [used]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interrupted])
+def test_what_is_raised_meanwhile_ends_a_build(bundle: Bundle, kind: type[BaseException]) -> None:
+    def progress(phase: str, done: int, total: int) -> None:
+        raise kind("enough")
+
+    with pytest.raises(kind, match="enough"):
+        tensorrt.build(bundle, "text_encoder", "fp32", capability=89, axes=AXES, progress=progress)
 
 
 def test_progress_is_told(bundle: Bundle) -> None:

@@ -20,7 +20,7 @@ from kinograph.engines.fake_gpu import FakeGpu
 from kinograph.engines.fake_tensorrt import FakeToolkit
 from kinograph.engines.ort import OrtDevice
 from kinograph.engines.tensorrt_device import TensorRTDevice
-from kinograph.errors import BundleError, KinographError, MemoryLimitError
+from kinograph.errors import BundleError, Interrupted, KinographError, MemoryLimitError
 from kinograph.runtime.locate import open_bundle, starter_bundle
 from kinograph.runtime.pipeline import Pipeline
 
@@ -88,6 +88,17 @@ def test_another_seed_and_prompt_replay_the_same_graph(tmp_path: Path, expected:
         other = rig.frames(kinograph.Request(prompt="a blue star", num_frames=5, num_inference_steps=4, seed=4))
         assert rig.gpu.log.count("capture") == 1
         assert not np.array_equal(other, expected)
+        assert np.array_equal(rig.frames(), expected)
+
+
+def test_cancelling_ends_a_build_and_nothing_else_is_tried(tmp_path: Path, expected: np.ndarray) -> None:
+    with rigged(tmp_path) as rig:
+        events = rig.pipe.run(REQUEST)
+        assert next(events) == kinograph.StageStarted("build", "text_encoder (fp32)")
+        rig.pipe.cancel()
+        with pytest.raises(Interrupted):
+            next(events)
+        assert rig.toolkit.built == []
         assert np.array_equal(rig.frames(), expected)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import kinograph
 from kinograph.engines.fake import FakeDevice
 from kinograph.engines.ort import OrtDevice
-from kinograph.errors import BundleError, EngineError, NumericError, RequestError, UsageError
+from kinograph.errors import BundleError, EngineError, Interrupted, NumericError, RequestError, UsageError
 from kinograph.runtime.codec import decode, encode
 from kinograph.runtime.locate import BUILT_IN, find_bundle, open_bundle, starter_bundle
 from kinograph.runtime.noise import Generator
@@ -188,6 +190,46 @@ def test_cancelling_a_run_frees_its_buffers_and_leaves_the_pipeline_usable() -> 
         next(event for event in events if isinstance(event, kinograph.StepDone))
         events.close()
         assert sum(isinstance(event, kinograph.FramesDecoded) for event in pipe.run(SHORT)) == 2
+
+
+def test_a_run_that_is_cancelled_raises_and_leaves_the_pipeline_usable() -> None:
+    with Pipeline(open_bundle(None), FakeDevice()) as pipe:
+        pipe.cancel()  # where nothing runs
+        events = pipe.run(SHORT)
+        next(event for event in events if isinstance(event, kinograph.StepDone))
+        pipe.cancel()
+        with pytest.raises(Interrupted, match="cancelled"):
+            next(events)
+        assert sum(isinstance(event, kinograph.FramesDecoded) for event in pipe.run(SHORT)) == 2
+
+
+@pytest.mark.parametrize("by", ["thread", "signal"])
+def test_a_step_is_ended_while_it_runs(by: str) -> None:
+    """One that would take many seconds: no step is done, and the next video is what it would have been."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    large = kinograph.Request(prompt=PROMPT, num_frames=33, num_inference_steps=1, width=512, height=512)
+    with kinograph.load(device="cpu") as pipe:
+        before = pipe(PROMPT, num_frames=5, num_inference_steps=1).frames
+        events = pipe.run(large)
+        while getattr(next(events), "name", "") != "denoise":
+            pass
+        handler = signal.signal(signal.SIGALRM, interrupt)
+        timer = threading.Timer(0.3, pipe.cancel)
+        try:
+            if by == "thread":
+                timer.start()
+            else:
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(Interrupted if by == "thread" else KeyboardInterrupt):
+                next(events)
+        finally:
+            timer.cancel()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+        assert np.array_equal(pipe(PROMPT, num_frames=5, num_inference_steps=1).frames, before)
 
 
 def test_memory_of_decoding_does_not_grow_with_length() -> None:

@@ -1,0 +1,115 @@
+"""Calls that are ended while they run: by a signal, by another thread; nothing runs any more afterwards."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from kinograph.engines.worker import Worker
+from kinograph.errors import Interrupted
+
+
+class Call:
+    """A long call: it runs until it is stopped."""
+
+    def __init__(self) -> None:
+        self.begun, self.stopped, self.running = threading.Event(), threading.Event(), False
+
+    def __call__(self) -> None:
+        self.running = True
+        self.begun.set()
+        assert self.stopped.wait(60)
+        self.running = False
+        raise RuntimeError("stopped")
+
+    def when_begun(self, then: object) -> None:
+        threading.Thread(target=lambda: self.begun.wait(60) and then()).start()  # type: ignore[operator]
+
+
+@pytest.fixture
+def cancelled() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def worker(cancelled: threading.Event) -> Iterator[Worker]:
+    worker = Worker(cancelled)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """SIGUSR1 raises KeyboardInterrupt, as SIGINT does."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def send() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def test_what_is_called_returns_or_raises(worker: Worker) -> None:
+    def fail() -> None:
+        raise TimeoutError("its own")
+
+    assert worker.call(lambda: threading.current_thread() is threading.main_thread(), pytest.fail) is False
+    with pytest.raises(TimeoutError, match="its own"):
+        worker.call(fail, lambda: None)
+
+
+def test_another_thread_ends_a_call(worker: Worker, cancelled: threading.Event) -> None:
+    call = Call()
+    call.when_begun(cancelled.set)
+    with pytest.raises(Interrupted, match="cancelled"):
+        worker.call(call, call.stopped.set)
+    assert call.begun.is_set() and not call.running
+    with pytest.raises(Interrupted):
+        worker.call(pytest.fail, lambda: None)  # type: ignore[arg-type]
+    cancelled.clear()
+    assert worker.call(lambda: 3, pytest.fail) == 3
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_signal_ends_a_call(worker: Worker) -> None:
+    call = Call()
+    call.when_begun(send)
+    with pytest.raises(KeyboardInterrupt):
+        worker.call(call, call.stopped.set)
+    assert call.begun.is_set() and not call.running
+    assert worker.call(lambda: 3, pytest.fail) == 3
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_second_signal_does_not_leave_it_running(worker: Worker) -> None:
+    call = Call()
+    call.when_begun(send)
+
+    def stop() -> None:
+        threading.Timer(0.1, send).start()
+        threading.Timer(0.3, call.stopped.set).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.call(call, stop)
+    assert not call.running and call.stopped.is_set()
+
+
+def test_a_handler_that_does_not_raise_ends_nothing(worker: Worker) -> None:
+    call, heard = Call(), threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: (heard.set(), call.stopped.set()))
+    call.when_begun(send)
+    try:
+        with pytest.raises(RuntimeError, match="stopped"):
+            worker.call(call, pytest.fail)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard.is_set()
