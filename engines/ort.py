@@ -236,10 +236,13 @@ class OrtEngine:
         if self._session is None:
             raise EngineError(f"{self.component} was closed and cannot run")
         session, binding, options = self._session, self._binding, self._run_options()
+        memory = [buffer.array for buffer in self._bound.values() if isinstance(buffer, HostBuffer)]
+
+        def run(kept: object = memory) -> None:  # it stays where it is until the run has ended, whoever else lets go
+            session.run_with_iobinding(binding, options)
+
         try:
-            self._call(
-                lambda: session.run_with_iobinding(binding, options), lambda: setattr(options, "terminate", True)
-            )
+            self._call(run, lambda: setattr(options, "terminate", True))
         except Interrupted:
             raise
         except Exception as exc:  # as above

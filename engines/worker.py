@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from kinograph.errors import Interrupted
@@ -27,6 +27,7 @@ class Worker:
     def __init__(self, cancelled: threading.Event) -> None:
         self._cancelled = cancelled
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kinograph-engine")
+        self._thread.submit(int).result()  # it is there from now on: to start it is no moment for a signal
 
     def call(self, work: Callable[[], T], stop: Callable[[], None]) -> T:
         """What `work` gives. Raises what it raises, what a signal's handler raises, or Interrupted.
@@ -58,7 +59,10 @@ class Worker:
 
     def _settle(self) -> None:
         """Wait until the thread is idle: another Ctrl-C does not make it so."""
-        while True:
-            with contextlib.suppress(KeyboardInterrupt, SystemExit):
-                self._thread.submit(int).result()
-                return
+        idle: Future[int] | None = None
+        while idle is None or not idle.done():
+            try:
+                idle = idle or self._thread.submit(int)
+                idle.result()
+            except (KeyboardInterrupt, SystemExit):
+                continue

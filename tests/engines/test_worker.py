@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -94,9 +95,15 @@ def test_a_second_signal_does_not_leave_it_running(worker: Worker) -> None:
     call = Call()
     call.when_begun(send)
 
+    def again() -> None:
+        while not worker._thread._work_queue.qsize():  # until it is waited for
+            time.sleep(0.01)
+        send()
+        time.sleep(0.2)
+        call.stopped.set()
+
     def stop() -> None:
-        threading.Timer(0.1, send).start()
-        threading.Timer(0.3, call.stopped.set).start()
+        threading.Thread(target=again).start()
 
     with pytest.raises(KeyboardInterrupt):
         worker.call(call, stop)
