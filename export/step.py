@@ -6,7 +6,7 @@ times" and needs no arithmetic outside the engine. What differs between families
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -106,9 +106,10 @@ def trace_step(
     text: Text,
     sources: Mapping[str, Checkpoint],
     *,
+    key: Hashable,
     image: tuple[int, int] | None = None,
 ) -> Traced:
-    """The step as a graph; `image` is [N, D'] of the image embeddings for models that take them."""
+    """The step as a graph; `image` is [N, D'] of the image embeddings where a model takes them, `key` as in `trace`."""
     latents = (1, geometry.channels, "F", "H", "W")
     shapes: dict[str, tuple[int | str, ...]] = dict.fromkeys(STEP_INPUTS, latents)
     shapes |= {
@@ -130,4 +131,5 @@ def trace_step(
         sources=sources,
         divisors={"H": geometry.patch, "W": geometry.patch},
         limits={axis: geometry.positions * (geometry.patch if axis != "F" else 1) for axis in ("F", "H", "W")},
+        key=key,
     )

@@ -11,8 +11,8 @@ import functools
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -40,6 +40,7 @@ __all__ = ["OPSET", "Traced", "fake_mode", "meta_module", "trace"]
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 _AXIS_LIMIT = 1 << 14
+_KEPT = 32  # graphs, for whatever has the same
 _TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TORCH_DTYPES |= {"uint8": torch.uint8, "int64": torch.int64}
 _DTYPE_NAMES = {
@@ -58,6 +59,20 @@ class Traced:
     model: ir.Model
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a graph is traced from. Two of the same key and arguments are equal, whichever module they hold."""
+
+    key: Hashable
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    axes: tuple[tuple[str, int], ...]
+    divisors: tuple[tuple[str, int], ...]
+    limits: tuple[tuple[str, int], ...]
+    grouped_from: int | None
+    module: nn.Module = field(compare=False, repr=False)
 
 
 @contextlib.contextmanager
@@ -82,6 +97,7 @@ def trace(
     divisors: Mapping[str, int] | None = None,
     limits: Mapping[str, int] | None = None,
     grouped_from: int | None = None,
+    key: Hashable = None,
 ) -> Traced:
     """Trace `module` and return its graph.
 
@@ -90,24 +106,43 @@ def trace(
     `next_state_1`, … `axes` gives each axis letter the size traced at, `divisors` what it is a multiple of, `limits`
     how large it may get. `sources` maps prefixes of parameter names to the checkpoints they come from. The outputs'
     shapes follow from the trace.
+
+    `key` says everything about `module` that its graph depends on, which is its architecture and no weight: what has
+    been traced for an equal key, as the other expert of a model has, is not traced again.
     """
     divisors = divisors or {}
-    mode = fake_mode()
-    _fake_parameters(module, mode)
-    dims = _dimensions(inputs, divisors, limits or {})
+    job = _Job(
+        key, tuple(inputs), tuple(outputs), _items(axes), _items(divisors), _items(limits or {}), grouped_from, module
+    )
+    model = _exported(job).clone() if key is not None else _exported.__wrapped__(job)
+    for index, value in enumerate(model.graph.outputs[len(outputs) :]):
+        value.name = f"next_state_{index}"
+    declared = _declare_outputs(model, inputs, divisors)
+    _attach_sources(model, sources)
+    _clean(model)
+    _name_axes(model, (*inputs, *declared))
+    return Traced(model, tuple(inputs), declared)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _exported(job: _Job) -> ir.Model:
+    """The graph as PyTorch's exporter makes it, with fake weights."""
+    axes, mode = dict(job.axes), fake_mode()
+    _fake_parameters(job.module, mode)
+    dims = _dimensions(job.inputs, dict(job.divisors), dict(job.limits))
     arguments: list[Any] = []
     dynamic: list[Any] = []
-    for tensor in inputs:
+    for tensor in job.inputs:
         shape = [size if isinstance(size, int) else _evaluate(size, axes) for size in tensor.shape]
         with mode:
             arguments.append(torch.empty(shape, dtype=_TORCH_DTYPES[tensor.dtype]))
         dynamic.append({i: dims[size] for i, size in enumerate(tensor.shape) if isinstance(size, str)})
-    if grouped_from is not None:
-        arguments[grouped_from:] = [arguments[grouped_from:]]
-        dynamic[grouped_from:] = [dynamic[grouped_from:]]
+    if job.grouped_from is not None:
+        arguments[job.grouped_from :] = [arguments[job.grouped_from :]]
+        dynamic[job.grouped_from :] = [dynamic[job.grouped_from :]]
     with _quiet():
         program = torch.export.export(
-            module.eval(),
+            job.module.eval(),
             tuple(arguments),
             dynamic_shapes=tuple(dynamic),
             strict=False,
@@ -119,19 +154,16 @@ def trace(
             opset_version=OPSET,
             optimize=False,
             verbose=False,
-            input_names=[tensor.name for tensor in inputs],
-            output_names=list(outputs),
+            input_names=[tensor.name for tensor in job.inputs],
+            output_names=list(job.outputs),
         )
     if onnx_program is None:
         raise KinographError("torch.onnx.export returned no program")
-    model = onnx_program.model
-    for index, value in enumerate(model.graph.outputs[len(outputs) :]):
-        value.name = f"next_state_{index}"
-    declared = _declare_outputs(model, inputs, divisors)
-    _attach_sources(model, sources)
-    _clean(model)
-    _name_axes(model, (*inputs, *declared))
-    return Traced(model, tuple(inputs), declared)
+    return onnx_program.model
+
+
+def _items(mapping: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(mapping.items()))
 
 
 def _fake_parameters(module: nn.Module, mode: FakeTensorMode) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("diffusers")
 
+import torch
+
 from kinograph.bundle import Bundle, verify
 from kinograph.errors import BundleError, OutputError
-from kinograph.export import ExportOptions, export
+from kinograph.export import ExportOptions, export, trace
+from kinograph.export.families import read_plan
 from kinograph.runtime.locate import open_bundle
 
 pytestmark = [pytest.mark.export, pytest.mark.filterwarnings("ignore")]
@@ -51,6 +56,22 @@ def test_first_and_next_share_one_weight_file(tiny_bundle: Callable[..., Path]) 
                 bundle.component(f"{direction}_{part}").variants["fp32"].weights for part in ("first", "next")
             )
             assert first == following
+
+
+def test_experts_of_one_architecture_are_traced_once_and_keep_their_weights(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    trace._exported.cache_clear()
+    plan = read_plan(tiny_checkpoint("t2v-a14b"))
+    first, second = (
+        next(iter(part.trace(torch.float32).values())) for part in plan.parts if part.folder.startswith("step")
+    )
+    assert (trace._exported.cache_info().misses, trace._exported.cache_info().hits) == (1, 1)
+    graphs = [ir.to_proto(traced.model).graph for traced in (first, second)]
+    assert [node.op_type for node in graphs[0].node] == [node.op_type for node in graphs[1].node]
+    name = "denoiser.transformer.blocks.0.attn1.to_q.weight.transposed"
+    weights = [traced.model.graph.initializers[name].const_value.numpy() for traced in (first, second)]
+    assert weights[0].shape == weights[1].shape and not np.array_equal(*weights)
 
 
 def test_parity_figures_are_in_the_manifest(tiny_bundle: Callable[..., Path]) -> None:

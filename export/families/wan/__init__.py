@@ -5,6 +5,7 @@ References: Wan, arXiv:2503.20314; diffusers' WanPipeline and WanImageToVideoPip
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -162,23 +163,31 @@ def _trace_step(
     folder: Path, component: str, geometry: Geometry, conditioning: Conditioning, text: Text, dtype: torch.dtype
 ) -> dict[str, Traced]:
     with meta_module():
-        transformer = WanTransformer3DModel.from_config(read_config(folder / "config.json"))
+        config = read_config(folder / "config.json")
+        transformer = WanTransformer3DModel.from_config(config)
     set_precision(transformer, dtype, keep=transformer._keep_in_fp32_modules)
     denoiser = WanDenoiser(transformer, per_token_timestep=conditioning.kind == "clean", dtype=dtype)
     step = Step(denoiser, conditioning.kind, geometry.temporal)
     image = reference.image_shape(folder.parent, transformer.config) if conditioning.image_tokens else None
     sources = {"denoiser.transformer.": Checkpoint(folder)}
-    return {component: trace_step(step, geometry, text, sources, image=image)}
+    key = (_architecture(config), conditioning, geometry, dtype)
+    return {component: trace_step(step, geometry, text, sources, image=image, key=key)}
 
 
 def _trace_codec(checkpoint: Path, direction: str, geometry: Geometry, dtype: torch.dtype) -> dict[str, Traced]:
     folder = checkpoint / "vae"
     with meta_module():
-        vae = AutoencoderKLWan.from_config(read_config(folder / "config.json"))
+        config = read_config(folder / "config.json")
+        vae = AutoencoderKLWan.from_config(config)
     set_precision(vae, dtype, keep=vae._keep_in_fp32_modules)
-    sources = {"vae.": Checkpoint(folder)}
+    sources, key = {"vae.": Checkpoint(folder)}, (direction, _architecture(config), dtype)
     if direction == "decoder":
-        stream = trace_decoder(WanDecoder(vae, dtype), geometry, sources)
+        stream = trace_decoder(WanDecoder(vae, dtype), geometry, sources, key)
     else:
-        stream = trace_encoder(WanEncoder(vae, dtype), geometry, sources)
+        stream = trace_encoder(WanEncoder(vae, dtype), geometry, sources, key)
     return {f"{direction}_first": stream.first, f"{direction}_next": stream.next}
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """What a config says of a model, and not of where it came from."""
+    return json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
