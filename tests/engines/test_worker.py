@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -96,7 +99,7 @@ def test_a_second_signal_does_not_leave_it_running(worker: Worker) -> None:
     call.when_begun(send)
 
     def again() -> None:
-        while not worker._thread._work_queue.qsize():  # until it is waited for
+        while worker._jobs.empty():  # until it is waited for
             time.sleep(0.01)
         send()
         time.sleep(0.2)
@@ -120,3 +123,36 @@ def test_a_handler_that_does_not_raise_ends_nothing(worker: Worker) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert heard.is_set()
+
+
+def test_its_thread_ends_with_it(cancelled: threading.Event) -> None:
+    def threads() -> int:
+        return sum(thread.name == "kinograph-engine" for thread in threading.enumerate())
+
+    gc.collect()
+    before = threads()
+    closed, forgotten = Worker(cancelled), Worker(cancelled)
+    assert threads() == before + 2
+    closed.close()
+    closed.close()
+    del forgotten
+    deadline = time.monotonic() + 60
+    while threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads() == before
+
+
+def test_it_works_on_when_the_main_thread_has_ended() -> None:
+    script = """
+import threading, time
+from kinograph.engines.worker import Worker
+
+def work():
+    threading.main_thread().join()
+    time.sleep(0.2)
+    print(Worker(threading.Event()).call(lambda: 3, print))
+
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("3\n", "")
