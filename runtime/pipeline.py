@@ -158,10 +158,11 @@ class Pipeline:
         self._running = True
         self.device.cancelled.clear()
         try:
-            for event in self._whole(request, done):
-                yield event
-                if self.device.cancelled.is_set():
-                    raise Interrupted("cancelled")
+            with closing(self._whole(request, done)) as events:
+                for event in events:
+                    yield event
+                    if self.device.cancelled.is_set():
+                        raise Interrupted("cancelled")
         finally:
             self._running = False
             self._leave_stage()
