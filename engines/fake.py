@@ -6,7 +6,6 @@ frames a moving gradient whose phase depends on the latents.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ class FakeDevice:
     variants = ("fp32",)
 
     def __init__(self) -> None:
-        self.cancelled = threading.Event()
+        self.cancelled = False
         self.opened = 0
         self.closed = 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
@@ -77,7 +76,7 @@ class OrtDevice:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.cancelled = threading.Event()
+        self.cancelled = False
         self._open: WeakSet[OrtEngine] = WeakSet()
 
     @property
@@ -118,7 +117,7 @@ class OrtDevice:
             raise UsageError(
                 f"{component} has no variant {precision!r}; this bundle has: {', '.join(variants)}. Use --variant."
             )
-        engine = OrtEngine(bundle, component, variants[precision], self.threads, cancelled=self.cancelled)
+        engine = OrtEngine(bundle, component, variants[precision], self.threads, cancelled=lambda: self.cancelled)
         self._open.add(engine)
         return engine
 
@@ -144,7 +143,7 @@ class OrtEngine:
         threads: int,
         provider: Provider = CPU,
         *,
-        cancelled: threading.Event | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self.component = component
         self._worker = None if cancelled is None else Worker(cancelled)

@@ -9,7 +9,6 @@ alternately into two buffers, and the rows of its tables are copied to one place
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 from weakref import WeakSet
@@ -44,7 +43,7 @@ class OrtCudaDevice:
     def __init__(self, gpu: Gpu, *, graphs: bool = True) -> None:
         self.gpu = gpu
         self._graphs = graphs
-        self.cancelled = threading.Event()
+        self.cancelled = False
         self.memory = DeviceMemory(gpu)
         self._open: WeakSet[OrtEngine] = WeakSet()
 

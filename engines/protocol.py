@@ -8,7 +8,6 @@ bound to the same buffer as an input.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -108,12 +107,12 @@ class Contents(Protocol):
 class Device(Protocol):
     """One device of one backend. A context manager: leaving it closes what it opened.
 
-    To set `cancelled`, from any thread, is to ask it to stop what it does, which then raises Interrupted as soon as the
-    device can, and so does what is begun before it is cleared. A device that does nothing for long may leave that to
-    whoever iterates.
+    To make `cancelled` true, from any thread or a signal's handler, is to ask it to stop what it does, which then
+    raises Interrupted as soon as the device can, and so does what is begun before it is false again. A device that does
+    nothing for long may leave that to whoever iterates.
     """
 
-    cancelled: threading.Event
+    cancelled: bool
 
     @property
     def name(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,7 @@ class TensorRTDevice:
         self.memory.on_trim(self.launcher.forget)
         self.arena = Arena(self.memory, self.launcher)
         self.on_build: Progress | None = None
-        self.cancelled = threading.Event()
+        self.cancelled = False
         self._axes: dict[str, Axes] = {}
         self._open: list[TensorRTEngine] = []
 
@@ -160,7 +159,7 @@ class TensorRTDevice:
         return find_bundled(bundle, wanted, sizes) or self.cache.find(wanted, sizes)
 
     def _progress(self, phase: str, done: int, total: int) -> None:
-        if self.cancelled.is_set():
+        if self.cancelled:
             raise Interrupted("cancelled")
         if self.on_build is not None:
             self.on_build(phase, done, total)

@@ -2,16 +2,17 @@
 
 Python's signal handlers run in the main thread, between two of its instructions: not while it waits for a step that
 takes minutes in C++. So such a call is another thread's, and the one that waits for it stays awake.
+
+What waits here must bear an exception at any instruction. Only queues do, which are C: a Condition that is interrupted
+while it is entered is locked for ever, and a Future, an Event or a ThreadPoolExecutor with it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from kinograph.errors import Interrupted
@@ -20,19 +21,16 @@ __all__ = ["Worker"]
 
 T = TypeVar("T")
 
-_Jobs = SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
+_Answer = SimpleQueue[tuple[Any, BaseException | None]]
+_Jobs = SimpleQueue[tuple[Callable[[], Any], _Answer] | None]
 
 _GLANCE = 0.05  # seconds between two looks at whether it was cancelled
 
 
 class Worker:
-    """A thread that makes one call at a time, until `cancelled` is set or a signal's handler raises.
+    """A thread that makes one call at a time, until it is `cancelled` or a signal's handler raises."""
 
-    No ThreadPoolExecutor: that takes no calls any more once a program's main thread has come to its end, though others
-    of its threads go on.
-    """
-
-    def __init__(self, cancelled: threading.Event) -> None:
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
         self._cancelled = cancelled
         self._jobs: _Jobs = SimpleQueue()
         self.close = weakref.finalize(self, self._jobs.put, None)
@@ -44,48 +42,52 @@ class Worker:
         In the last two cases `stop` has been called, which makes `work` end early, be it now or when it begins. Nothing
         runs any more when this is left, so that what the call uses may be freed.
         """
+        result: T
+        error: BaseException | None
         try:
             self._check()
-            future = self._submit(work)
-            while not future.done():
-                with contextlib.suppress(TimeoutError):
-                    future.exception(_GLANCE)
-                if not future.done():
+            answer = self._submit(work)
+            while True:
+                try:
+                    result, error = answer.get(timeout=_GLANCE)
+                    break
+                except Empty:
                     self._check()
         except BaseException:
             stop()
             self._settle()
             raise
-        return future.result()
+        if error is None:
+            return result
+        try:
+            raise error
+        finally:
+            del error  # which refers to this frame
 
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
-        future = Future[T]()
-        self._jobs.put((work, future))
-        return future
+    def _submit(self, work: Callable[[], Any]) -> _Answer:
+        answer: _Answer = SimpleQueue()
+        self._jobs.put((work, answer))
+        return answer
 
     def _check(self) -> None:
-        if self._cancelled.is_set():
+        if self._cancelled():
             raise Interrupted("cancelled")
 
     def _settle(self) -> None:
         """Wait until the thread is idle: another Ctrl-C does not make it so."""
-        idle: Future[int] | None = None
-        while idle is None or not idle.done():
+        while True:
             try:
-                idle = idle or self._submit(int)
-                idle.result()
+                self._submit(int).get()
+                return
             except (KeyboardInterrupt, SystemExit):
                 continue
 
 
 def _serve(jobs: _Jobs) -> None:
     while (job := jobs.get()) is not None:
-        work, future = job
+        work, answer = job
         try:
-            result = work()
+            answer.put((work(), None))
         except BaseException as exc:
-            future.set_exception(exc)
-        else:
-            future.set_result(result)
-            del result
-        del job, work, future  # what a call holds is not held while there is none
+            answer.put((None, exc))
+        del job, work, answer  # what a call holds is not held while there is none

@@ -156,12 +156,12 @@ class Pipeline:
         if self._running:
             raise UsageError("this pipeline is already making a video. Finish or close that run, or load a second one.")
         self._running = True
-        self.device.cancelled.clear()
+        self.device.cancelled = False
         try:
             with closing(self._whole(request, done)) as events:
                 for event in events:
                     yield event
-                    if self.device.cancelled.is_set():
+                    if self.device.cancelled:
                         raise Interrupted("cancelled")
         finally:
             self._running = False
@@ -172,7 +172,7 @@ class Pipeline:
 
         May be called from any thread, and from a signal's handler. Where nothing runs, nothing happens.
         """
-        self.device.cancelled.set()
+        self.device.cancelled = True
 
     def decode(self, latents: Latents, cuts: Sequence[int] = ()) -> Iterator[FramesDecoded]:
         """The frames of normalised latents [1, C, F, H, W], such as `WindowDone` events brought.
@@ -187,7 +187,7 @@ class Pipeline:
                 f"[1, {geometry.channels}, F, H, W]. Name the bundle that they were made with"
             )
         total, shown = 1 + geometry.temporal * (latents.shape[2] - 1), 0
-        self.device.cancelled.clear()
+        self.device.cancelled = False
         engines = self._engine("decoder_first"), self._engine("decoder_next")
         for frames in decode(self.device, *engines, latents, cuts):
             yield FramesDecoded(frames, shown, total)

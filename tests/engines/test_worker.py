@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from random import Random
 from types import FrameType
 
 import pytest
@@ -41,7 +43,7 @@ def cancelled() -> threading.Event:
 
 @pytest.fixture
 def worker(cancelled: threading.Event) -> Iterator[Worker]:
-    worker = Worker(cancelled)
+    worker = Worker(cancelled.is_set)
     yield worker
     worker.close()
 
@@ -113,6 +115,27 @@ def test_a_second_signal_does_not_leave_it_running(worker: Worker) -> None:
     assert not call.running and call.stopped.is_set()
 
 
+@pytest.mark.usefixtures("alarm")
+def test_signals_may_come_at_any_moment(worker: Worker) -> None:
+    """Within whatever it waits with, too: a lock that is left locked there would hang the next call."""
+    random = Random(0)
+    before = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGUSR1))
+    try:
+        for _ in range(300):
+            stopped: list[int] = []
+
+            def work(stopped: list[int] = stopped) -> None:
+                while not stopped:
+                    time.sleep(0.0002)
+
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+                worker.call(work, lambda stopped=stopped: stopped.append(1))  # type: ignore[misc]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert worker.call(lambda: 3, pytest.fail) == 3
+
+
 def test_a_handler_that_does_not_raise_ends_nothing(worker: Worker) -> None:
     call, heard = Call(), threading.Event()
     before = signal.signal(signal.SIGUSR1, lambda number, frame: (heard.set(), call.stopped.set()))
@@ -131,7 +154,7 @@ def test_its_thread_ends_with_it(cancelled: threading.Event) -> None:
 
     gc.collect()
     before = threads()
-    closed, forgotten = Worker(cancelled), Worker(cancelled)
+    closed, forgotten = Worker(cancelled.is_set), Worker(cancelled.is_set)
     assert threads() == before + 2
     closed.close()
     closed.close()
@@ -150,7 +173,7 @@ from kinograph.engines.worker import Worker
 def work():
     threading.main_thread().join()
     time.sleep(0.2)
-    print(Worker(threading.Event()).call(lambda: 3, print))
+    print(Worker(lambda: False).call(lambda: 3, print))
 
 threading.Thread(target=work).start()
 """
