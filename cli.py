@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -23,11 +24,12 @@ from kinograph.errors import KinographError, escape
 __all__ = ["main"]
 
 _INTERRUPTED, _TERMINATED, _NO_MEMORY, _INTERNAL = 130, 143, 6, 1
+_PATIENCE = 1.0  # seconds from a signal until whoever sent it is told what is waited for
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (drawn at the top of errors.py) and never shows a traceback unasked."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = _take_signals()
     shown, warnings.showwarning = warnings.showwarning, _warn
     try:
         result = kinograph.main(args=None if args is None else list(args), prog_name="kinograph", standalone_mode=False)
@@ -47,7 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
         message = f"internal error: {type(error).__name__}: {error}. Set KINOGRAPH_DEBUG=1 for the traceback"
         return _fail(message, _INTERNAL)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         warnings.showwarning = shown
 
 
@@ -63,8 +67,27 @@ def _warn(message: Warning | str, category: type[Warning], *where: object, **mor
     print(f"warning: {escape(str(message))}", file=sys.stderr)
 
 
+def _take_signals() -> dict[signal.Signals, Any]:
+    """Handle the signals that end a command; returns their handlers until now. What is ignored stays so."""
+    ours = {signal.SIGINT: _interrupt, signal.SIGTERM: _terminate, signal.SIGALRM: _explain}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background
+        del ours[signal.SIGINT]
+    return {number: signal.signal(number, handler) for number, handler in ours.items()}
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+    raise KeyboardInterrupt
+
+
 def _terminate(number: int, frame: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
     raise SystemExit(_TERMINATED)  # unwinds, so that every temporary is removed
+
+
+def _explain(number: int, frame: object) -> None:
+    """A command that has been told to stop has not yet: what it calls may end only between two large operations."""
+    print("kinograph: stopping, as soon as what is being computed ends", file=sys.stderr)
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -53,7 +53,7 @@ MANIFEST = manifest.Manifest(
 
 
 class FakePipeline:
-    """Answers as a Pipeline does; the prompt says what goes wrong: blank, slow, nan, memory, crash."""
+    """Answers as a Pipeline does; the prompt says what goes wrong: blank, slow, stubborn, nan, memory, crash."""
 
     def __init__(self) -> None:
         self.bundle = SimpleNamespace(manifest=MANIFEST, digest="ab" * 32)
@@ -79,6 +79,11 @@ class FakePipeline:
         for index in range(steps):
             if request.prompt == "slow":
                 time.sleep(0.05)
+            if request.prompt == "stubborn":
+                try:
+                    time.sleep(60)
+                finally:
+                    time.sleep(1.5)  # as one large operation does, which ends when it is done
             if request.prompt == "nan" and index == 2:
                 raise errors.NumericError("NaN in the latents after step 3")
             yield kinograph.StepDone(index, steps, 1000.0 - index, lambda: np.zeros((1, 4, 3, 6, 8), np.float32))
@@ -279,6 +284,24 @@ def test_signals_stop_within_a_step_and_leave_nothing(tmp_path: Path, number: in
         assert time.monotonic() - sent < 5  # seconds; a step takes 0.05, the rest is a busy machine
         assert process.stderr is not None and b"Traceback" not in process.stderr.read()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_waits_for_a_stop_is_told_why(tmp_path: Path, number: int, code: int) -> None:
+    with start(tmp_path, "generate", "stubborn") as process:
+        wait_for_partial(tmp_path, process)
+        process.send_signal(number)
+        assert process.wait(30) == code
+        assert process.stderr is not None
+        assert b"kinograph: stopping, as soon as what is being computed ends\n" in process.stderr.read()
+    assert names(tmp_path) == []
+
+
+def test_signals_are_handled_as_before_once_a_command_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in ours]
+    assert main(["generate", "a"]) == 0
+    assert [signal.getsignal(number) for number in ours] == before
 
 
 def test_kill_leaves_no_half_file_and_the_next_run_works(tmp_path: Path) -> None:
