@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from kinograph.commands.bench import bench
 from kinograph.commands.build import build
 from kinograph.commands.calibrate import calibrate
 from kinograph.commands.decode import decode
@@ -110,5 +111,5 @@ def kinograph() -> None:
     """
 
 
-for _command in (generate, decode, export, calibrate, build, inspect, verify, doctor):
+for _command in (generate, decode, export, calibrate, build, inspect, verify, bench, doctor):
     kinograph.add_command(_command)

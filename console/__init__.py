@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -104,8 +106,12 @@ class Console:
 
 def peak_bytes() -> int:
     """The highest resident memory of this process so far."""
+    with contextlib.suppress(OSError):  # Linux; what `getrusage` says there is also of the process that started this
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return peak if sys.platform == "darwin" else peak << 10  # elsewhere in KiB
 
 
 def _display() -> Progress:

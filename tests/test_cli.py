@@ -423,3 +423,11 @@ def test_doctor_tells_versions_and_device(capsys: pytest.CaptureFixture[str], mo
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("kinograph ")
+
+
+def test_the_peak_of_memory_is_the_own_one() -> None:
+    inner = [sys.executable, "-c", "from kinograph.console import peak_bytes; print(peak_bytes())"]
+    outer = f"import subprocess; kept = b'x' * (300 << 20); subprocess.run({inner!r}, check=True)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    found = subprocess.run([sys.executable, "-c", outer], env=environment, capture_output=True, check=True)
+    assert 1 << 20 < int(found.stdout) < 300 << 20
