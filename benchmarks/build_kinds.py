@@ -51,7 +51,7 @@ def main() -> None:
                 start = time.perf_counter()
                 job = BuildJob(str(bundle), None, "rtx", (capability,), variant, None, None, None, None, force=False)
                 try:
-                    built = build(job, Console(quiet=True), EngineCache(folder / "cache"))
+                    built = build(job, Console(None), EngineCache(folder / "cache"))
                 except KinographError as exc:
                     print(f"| {kind} | {precision} | {capability} | {exc} | | |", flush=True)
                     continue

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import THE_BUNDLES, json_option, quiet_option, size
+from kinograph.commands.options import THE_BUNDLES, json_option, progress_options, size
 from kinograph.console import Console, json_text
 
 __all__ = ["bench"]
@@ -30,8 +30,8 @@ __all__ = ["bench"]
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
 )
 @json_option
-@quiet_option
-def bench(bundle: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+@progress_options
+def bench(bundle: str | None, as_json: bool, console: Console, **options: Any) -> None:
     """Measure the variants of BUNDLE, or of the built-in starter model, on this machine: seconds by stage, and memory.
 
     Each is a process of its own, all at once in memory, and they make the same video in turn.
@@ -51,6 +51,6 @@ def bench(bundle: str | None, as_json: bool, quiet: bool, **options: Any) -> Non
         image=options["image"],
     )
     job = BenchJob(bundle, options["device"], options["variants"], options["speeds"], request, options["runs"])
-    with Console(quiet=quiet) as console:
+    with console:
         report = run(job, console)
     click.echo(json_text(report) if as_json else bench_text(report))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import THE_BUNDLES, force_option, json_option, quiet_option, size
+from kinograph.commands.options import THE_BUNDLES, force_option, json_option, progress_options, size
 from kinograph.console import Console, json_text
 from kinograph.errors import escape
 
@@ -60,7 +60,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
 @click.option("--clean", is_flag=True, help="Only remove the engines in the cache.")
 @force_option
 @json_option
-@quiet_option
+@progress_options
 def build(
     bundle: str | None,
     listed: bool,
@@ -68,7 +68,7 @@ def build(
     workspace: int | None,
     weight_budget: int | None,
     as_json: bool,
-    quiet: bool,
+    console: Console,
     **options: Any,
 ) -> None:
     """Build TensorRT engines of BUNDLE, for GPUs that need not be here, and keep them in the cache (KINOGRAPH_CACHE).
@@ -94,7 +94,7 @@ def build(
     job = BuildJob(
         bundle=bundle, width=width, height=height, workspace=workspace, weight_budget=weight_budget, **options
     )
-    with Console(quiet=quiet) as console:
+    with console:
         built = run(job, console, cache)
     text = json_text({"engines": built})
     if output is not None:

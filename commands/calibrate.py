@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import json_option, quiet_option
+from kinograph.commands.options import json_option, progress_options
 from kinograph.console import Console, json_text
 from kinograph.errors import escape
 
@@ -43,8 +43,10 @@ __all__ = ["calibrate"]
 @click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="Where it is calibrated.")
 @click.option("--force", is_flag=True, help="Replace what is there; write a variant even if it misses the gate.")
 @json_option
-@quiet_option
-def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+@progress_options
+def calibrate(
+    bundle: str, prompts: str | None, recipe: str | None, as_json: bool, console: Console, **options: Any
+) -> None:
     """Add a quantised variant, or speed levels, to BUNDLE, and say what that cost.
 
     Exits 8, the bundle untouched, if it cost too much.
@@ -58,7 +60,7 @@ def calibrate(bundle: str, prompts: str | None, recipe: str | None, as_json: boo
 
     chosen = CalibrationOptions(prompts=read_prompts(prompts), recipe=recipe or "int8", **options)
     report = None
-    with Console(quiet=quiet) as console:
+    with console:
         if recipe or not chosen.skip:
             report = quantise(Path(bundle), chosen, console.staged, JUDGES)
         speeds = find_speeds(Path(bundle), chosen, console.staged) if chosen.skip else {}

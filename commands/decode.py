@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import THE_BUNDLES, force_option, quiet_option
+from kinograph.commands.options import THE_BUNDLES, force_option, progress_options
 from kinograph.console import Console
 from kinograph.errors import escape
 
@@ -23,12 +23,12 @@ __all__ = ["decode"]
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
 @force_option
-@quiet_option
-def decode(latents: str, bundle: str | None, quiet: bool, **options: Any) -> None:
+@progress_options
+def decode(latents: str, bundle: str | None, console: Console, **options: Any) -> None:
     """Make the video of LATENTS, kept by `generate --latents`, with BUNDLE or the built-in starter model."""
     from kinograph.console.decode import DecodeJob
     from kinograph.console.decode import decode as run
 
-    with Console(quiet=quiet) as console:
+    with console:
         count = run(DecodeJob(latents, bundle, **options), console)
     click.echo(f"{escape(options['output'])}: {count} frames")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import force_option, json_option, quiet_option, size
+from kinograph.commands.options import force_option, json_option, progress_options, size
 from kinograph.console import Console
 from kinograph.errors import escape
 
@@ -31,8 +31,8 @@ __all__ = ["export"]
 @click.option("--judge", help="Who can tell what the model's videos show: starter-world, for the starter's own.")
 @force_option
 @json_option
-@quiet_option
-def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: Any) -> None:
+@progress_options
+def export(checkpoint: str, bundle: str, as_json: bool, console: Console, **options: Any) -> None:
     """Turn a CHECKPOINT folder in diffusers layout into a BUNDLE. Needs kinograph[export]."""
     from kinograph.console.inspect import manifest_json
     from kinograph.export import ExportOptions
@@ -40,7 +40,7 @@ def export(checkpoint: str, bundle: str, as_json: bool, quiet: bool, **options: 
 
     width, height = options.pop("size") or (None, None)
     chosen = ExportOptions(width=width, height=height, **options)
-    with Console(quiet=quiet) as console, contextlib.redirect_stdout(sys.stderr):  # torch's exporter prints
+    with console, contextlib.redirect_stdout(sys.stderr):  # torch's exporter prints
         manifest = run(Path(checkpoint), Path(bundle), chosen, console.staged)
     line = escape(f"{bundle}: exported {manifest.name} ({manifest.family})")
     click.echo(manifest_json(manifest) if as_json else line)

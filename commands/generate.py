@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import THE_BUNDLES, force_option, json_option, quiet_option, size
+from kinograph.commands.options import THE_BUNDLES, force_option, json_option, progress_options, size
 from kinograph.console import Console, json_text
 from kinograph.errors import UsageError, escape
 
@@ -91,13 +91,13 @@ __all__ = ["generate"]
 @force_option
 @click.option("-v", "--verbose", is_flag=True, help="Print seconds and peak memory of every stage.")
 @json_option
-@quiet_option
-def generate(words: tuple[str, ...], **options: Any) -> None:
+@progress_options
+def generate(words: tuple[str, ...], console: Console, **options: Any) -> None:
     """Make a video from a prompt, with BUNDLE or the built-in starter model."""
     job = _job(words, options)
     from kinograph.console.generate import generate as run
 
-    with Console(quiet=options["quiet"]) as console:
+    with console:
         reports = run(job, console)
     if options["as_json"]:
         click.echo(json_text(reports[0] if len(reports) == 1 else {"videos": reports}))

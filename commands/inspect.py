@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import json_option, quiet_option
+from kinograph.commands.options import json_option, progress_options
 from kinograph.console import Console, json_text
 from kinograph.errors import escape
 
@@ -16,10 +16,10 @@ __all__ = ["inspect", "verify"]
 @click.command()
 @click.argument("bundle", required=False)
 @json_option
-@quiet_option
-def inspect(bundle: str | None, as_json: bool, quiet: bool) -> None:
+@progress_options
+def inspect(bundle: str | None, as_json: bool, console: Console) -> None:
     """Show what BUNDLE, or the built-in starter model, is: geometry, defaults, components, parity figures."""
-    manifest = _verified(bundle, quiet)
+    manifest = _verified(bundle, console)
     from kinograph.console.inspect import manifest_json, manifest_text
 
     click.echo(manifest_json(manifest) if as_json else manifest_text(manifest))
@@ -28,10 +28,10 @@ def inspect(bundle: str | None, as_json: bool, quiet: bool) -> None:
 @click.command()
 @click.argument("bundle", required=False)
 @json_option
-@quiet_option
-def verify(bundle: str | None, as_json: bool, quiet: bool) -> None:
+@progress_options
+def verify(bundle: str | None, as_json: bool, console: Console) -> None:
     """Check every file of BUNDLE, or of the built-in starter model. Exits 4 naming what is wrong."""
-    manifest = _verified(bundle, quiet)
+    manifest = _verified(bundle, console)
     size = sum(file.size for file in manifest.files.values())
     if as_json:
         click.echo(json_text({"name": manifest.name, "files": len(manifest.files), "bytes": size}))
@@ -39,12 +39,12 @@ def verify(bundle: str | None, as_json: bool, quiet: bool) -> None:
     click.echo(f"{escape(bundle or manifest.name)}: verified {len(manifest.files)} files, {size / 1e6:.1f} MB")
 
 
-def _verified(bundle: str | None, quiet: bool) -> Any:
+def _verified(bundle: str | None, console: Console) -> Any:
     """The manifest of a bundle after all its files have been hashed, with progress."""
     from kinograph.bundle import verify as run
     from kinograph.runtime.locate import find_bundle
 
-    with Console(quiet=quiet) as console:
+    with console:
         console.start_stage("verify", unit="MB")
         hashed: dict[str, int] = {}
 

@@ -9,14 +9,16 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kinograph.errors import escape
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Console", "Stage", "json_text"]
+__all__ = ["Console", "Stage", "json_text", "peak_bytes"]
+
+_EVERY = 0.1  # seconds from one line about a stage to the next
 
 
 def json_text(value: object) -> str:
@@ -36,21 +38,33 @@ class Stage(NamedTuple):
     expected_bytes: int = 0
 
 
-class Console:
-    """Progress of one command: a line per stage on a terminal, nothing elsewhere; stages are timed either way.
+class _Running(NamedTuple):
+    """The stage that runs, and since when."""
 
-    A context manager; the progress display ends with it. Colour follows NO_COLOR.
+    name: str
+    unit: str
+    start: float
+    expected_bytes: int
+
+
+class Console:
+    """Progress of one command on stderr, of a kind: a `bar` for every stage where that is a terminal, `json`, or None.
+
+    With `json` it is an object a line: `stage` with `done`, `total` (null while that is unknown) and `unit`, as a stage
+    begins and then up to ten times a second, and with `seconds` and `peak_bytes` as it ends. Stages are timed whichever
+    kind it is. A context manager; the display ends with it. Colour follows NO_COLOR.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, progress: str | None = "bar") -> None:
         self.stages: list[Stage] = []
-        self._quiet = quiet
+        self._progress = progress
+        self._told = 0.0
         self._display: Progress | None = None
         self._task: TaskID | None = None
-        self._current: tuple[str, float, int] | None = None
+        self._current: _Running | None = None
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
+        if self._progress == "bar" and sys.stderr.isatty():
             self._display = _display()
             self._display.start()
         return self
@@ -67,18 +81,23 @@ class Console:
     def start_stage(self, name: str, total: float | None = None, unit: str = "", *, expected_bytes: int = 0) -> None:
         """End the running stage and begin `name`; `total` is None while it is unknown."""
         self.end_stage()
-        self._current = (name, time.perf_counter(), expected_bytes)
+        self._current = _Running(name, unit, time.perf_counter(), expected_bytes)
+        self._tell({"stage": name, "done": 0, "total": total, "unit": unit})
         if self._display is not None:
             self._task = self._display.add_task(name, total=total, unit=unit)
 
     def update(self, done: float, total: float | None = None) -> None:
         """Say how far the running stage is. May be called from any thread."""
+        stage, now = self._current, time.perf_counter()
+        if stage is not None and (now - self._told >= _EVERY or done == total):
+            self._told = now
+            self._tell({"stage": stage.name, "done": done, "total": total, "unit": stage.unit})
         if self._display is not None and self._task is not None:
             self._display.update(self._task, completed=done, total=total)
 
     def staged(self, stage: str, done: int, total: int) -> None:
         """Say how far `stage` is, which begins where another one was running."""
-        if self._current is None or self._current[0] != stage:
+        if self._current is None or self._current.name != stage:
             self.start_stage(stage, total)
         self.update(done, total)
 
@@ -86,14 +105,23 @@ class Console:
         """End the running stage, if there is one."""
         if self._current is None:
             return
-        name, start, expected = self._current
-        self.stages.append(Stage(name, time.perf_counter() - start, peak_bytes(), expected))
+        name, _, start, expected = self._current
+        ended = Stage(name, time.perf_counter() - start, peak_bytes(), expected)
+        self.stages.append(ended)
         self._current = None
+        self._tell({"stage": name, "seconds": ended.seconds, "peak_bytes": ended.peak_bytes})
         if self._display is not None and self._task is not None:
             task = next(task for task in self._display.tasks if task.id == self._task)
             total = task.total if task.total is not None else max(task.completed, 1)
             self._display.update(self._task, total=total, completed=total)
             self._task = None
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        """A line for programs, written at once and in one piece."""
+        if self._progress == "json":
+            with contextlib.suppress(BrokenPipeError):  # who no longer reads of it may still want the video
+                sys.stderr.write(json.dumps(what, allow_nan=False) + "\n")
+                sys.stderr.flush()
 
     def warn(self, text: str) -> None:
         """Show a warning on stderr, also when quiet."""

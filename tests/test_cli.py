@@ -316,6 +316,28 @@ def test_kill_leaves_no_half_file_and_the_next_run_works(tmp_path: Path) -> None
     assert names(tmp_path) == ["out.json", "out.mp4"]
 
 
+def test_progress_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--progress", "json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    ended = [line["stage"] for line in told if "seconds" in line]
+    assert ended == ["load", "text", "denoise", "decode", "write"]
+    assert all(line["seconds"] >= 0 and line["peak_bytes"] > 1 << 20 for line in told if "seconds" in line)
+    steps = [line for line in told if line["stage"] == "denoise" and "done" in line]
+    assert steps[0] == {"stage": "denoise", "done": 0, "total": None, "unit": "steps"}
+    assert steps[-1] == {"stage": "denoise", "done": 4, "total": 4, "unit": "steps"}
+    assert main(["generate", "a", "--progress", "json", "--quiet", "--force"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_who_stops_reading_of_progress_still_gets_the_video(tmp_path: Path) -> None:
+    with start(tmp_path, "generate", "slow", "--steps", "20", "--progress", "json") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.stderr.close()
+        assert process.wait(60) == 0
+    assert names(tmp_path) == ["out.json", "out.mp4"]
+
+
 @pytest.mark.parametrize("no_colour", [False, True])
 def test_progress_on_a_terminal(tmp_path: Path, no_colour: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")

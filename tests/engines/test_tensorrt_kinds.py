@@ -52,11 +52,11 @@ def test_every_component_builds_and_is_found_again(
     tmp_path: Path, tiny_bundle: Callable[..., Path], kind: str, precision: str, capability: int
 ) -> None:
     bundle, cache = tiny_bundle(kind, precision), EngineCache(tmp_path)
-    built = build(job(bundle, capability), Console(quiet=True), cache)
+    built = build(job(bundle, capability), Console(None), cache)
     with Bundle.open(bundle) as opened:
         assert [engine["component"] for engine in built] == list(opened.manifest.components)
     assert all(engine["built"] and engine["bytes"] > 10_000 for engine in built)
-    assert not any(engine["built"] for engine in build(job(bundle, capability), Console(quiet=True), cache))
+    assert not any(engine["built"] for engine in build(job(bundle, capability), Console(None), cache))
     for engine in built:
         if engine["component"].startswith("step") and precision != "fp32":
             assert engine["fused_attention"], "16-bit attention is one kernel"
@@ -79,7 +79,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory, starter_copy: Callable[.
 def test_quantised_variants_build(
     tmp_path: Path, quantised: Path, precision: str, capabilities: tuple[int, ...]
 ) -> None:
-    built = build(job(quantised, *capabilities, variant=precision), Console(quiet=True), EngineCache(tmp_path))
+    built = build(job(quantised, *capabilities, variant=precision), Console(None), EngineCache(tmp_path))
     assert {(engine["precision"], engine["compute_capability"]) for engine in built} >= {
         (precision, capability) for capability in capabilities
     }
@@ -155,7 +155,7 @@ def test_the_cache_is_listed_and_emptied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KINOGRAPH_CACHE", str(tmp_path))
-    build(job(None, 89), Console(quiet=True))
+    build(job(None, 89), Console(None))
     assert main(["build", "--list"]) == 0
     assert "step           fp32  sm89" in capsys.readouterr().out
     assert main(["build", "--sm", "89", "-o", str(tmp_path / "out"), "-q"]) == 0
@@ -172,5 +172,5 @@ def test_the_gpu_that_is_asked_for_decides(monkeypatch: pytest.MonkeyPatch, tmp_
         "kinograph.engines.cuda.CudaGpu",
         lambda: SimpleNamespace(capability=89, name="GPU", close=lambda: None),
     )
-    built = build(job(None), Console(quiet=True), EngineCache(tmp_path))
+    built = build(job(None), Console(None), EngineCache(tmp_path))
     assert {engine["compute_capability"] for engine in built} == {89}
