@@ -279,6 +279,15 @@ class Preview(_Struct, frozen=True):
     bias: tuple[float, float, float]
 
 
+class Added(_Struct, frozen=True):
+    """A LoRA file that was added to the checkpoint's weights, and how strongly; `expert` counts transformers from 1."""
+
+    name: str
+    sha256: Digest
+    strength: float
+    expert: int = 1
+
+
 class Source(_Struct, frozen=True):
     """Where the bundle came from."""
 
@@ -286,6 +295,7 @@ class Source(_Struct, frozen=True):
     pipeline: str
     exporter: str
     licence: str | None = None
+    loras: tuple[Added, ...] = ()
 
 
 class File(_Struct, frozen=True):

@@ -17,7 +17,7 @@ from kinograph.console import json_text
 from kinograph.errors import escape
 
 if TYPE_CHECKING:
-    from kinograph.manifest import Manifest, Speed, Variant
+    from kinograph.manifest import Added, Manifest, Speed, Variant
 
 __all__ = ["describe_speed", "doctor_text", "manifest_json", "manifest_text", "rendered"]
 
@@ -74,6 +74,7 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
         "name": manifest.name,
         "family": manifest.family,
         "source": f"{manifest.source.checkpoint} ({manifest.source.pipeline}), exported by {manifest.source.exporter}",
+        **({"LoRA": ", ".join(map(_added, manifest.source.loras))} if manifest.source.loras else {}),
         "licence": manifest.source.licence or "not stated",
         "size": f"{_size(total)} in {len(manifest.files)} files, format {manifest.format_version}",
         "geometry": f"sides are multiples of {multiple} pixels up to {multiple * geometry.positions}; "
@@ -89,6 +90,11 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
         **({"judge": manifest.judge} if manifest.judge else {}),
         "text": f"{manifest.text.length} tokens of {manifest.text.dim}; cleaning: {', '.join(manifest.text.cleaning)}",
     }
+
+
+def _added(lora: Added) -> str:
+    expert = "" if lora.expert == 1 else f" for expert {lora.expert}"
+    return f"{lora.name} × {lora.strength:g}{expert}"
 
 
 def describe_speed(level: Speed) -> str:

@@ -4,20 +4,37 @@ torch.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from kinograph.errors import MissingExtraError
+from kinograph.errors import BundleError, MissingExtraError
 
 if TYPE_CHECKING:
     from kinograph.manifest import Manifest
 
-__all__ = ["ExportOptions", "export"]
+__all__ = ["ExportOptions", "Lora", "export"]
 
 Progress = Callable[[str, int, int], None]
+
+
+class Lora(NamedTuple):
+    """A safetensors file, how strongly it is added, and which of the model's transformers it is for, counted from 1."""
+
+    path: Path
+    strength: float = 1.0
+    expert: int = 1
+
+    def digest(self) -> str:
+        """The sha256 of the file. Raises BundleError where it cannot be read."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as exc:
+            raise BundleError(f"{self.path} cannot be read: {exc.strerror}. Name a LoRA file") from exc
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,8 @@ class ExportOptions:
 
     `precision` of every component; `parity` compares each with PyTorch, which loads the real model into memory; `name`,
     `licence`, `width`, `height`, `num_frames`, `fps`, `num_inference_steps`, `guidance_scale` and `judge` become the
-    bundle's own description and defaults; `force` replaces an existing bundle.
+    bundle's own description and defaults; `loras` are added to the transformers' weights; `force` replaces an existing
+    bundle.
     """
 
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -41,6 +59,7 @@ class ExportOptions:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     judge: str | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 def _silent(stage: str, done: int, total: int) -> None:

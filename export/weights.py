@@ -68,6 +68,9 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype it is stored in.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from kinograph.errors import BundleError
+from kinograph.export import Lora
 from kinograph.export.checkpoint import model_index
 from kinograph.export.plan import Plan
 
@@ -17,10 +19,13 @@ FAMILIES = {
 }
 
 
-def read_plan(checkpoint: Path) -> Plan:
-    """How to export `checkpoint`. Raises BundleError for a folder that is no checkpoint of a known family."""
+def read_plan(checkpoint: Path, loras: Sequence[Lora] = ()) -> Plan:
+    """How to export `checkpoint` with what is added to it.
+
+    Raises BundleError for a folder that is no checkpoint of a known family, and for a LoRA that is not for it.
+    """
     pipeline = model_index(checkpoint).get("_class_name")
     if pipeline not in FAMILIES:
         raise BundleError(f"{checkpoint} is a {pipeline!r} checkpoint; this version exports: {', '.join(FAMILIES)}.")
-    plan: Plan = importlib.import_module(FAMILIES[pipeline]).read_plan(checkpoint)
+    plan: Plan = importlib.import_module(FAMILIES[pipeline]).read_plan(checkpoint, loras)
     return plan

@@ -6,7 +6,7 @@ References: Wan, arXiv:2503.20314; diffusers' WanPipeline and WanImageToVideoPip
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from kinograph.errors import BundleError
+from kinograph.export import Lora
 from kinograph.export.checkpoint import model_index, read_config
 from kinograph.export.codec import trace_decoder, trace_encoder
 from kinograph.export.families.wan import reference
 from kinograph.export.families.wan.codec import WanDecoder, WanEncoder
+from kinograph.export.families.wan.names import lora_aliases
 from kinograph.export.families.wan.transformer import WanDenoiser
 from kinograph.export.image import trace_clip
+from kinograph.export.lora import AdaptedCheckpoint
 from kinograph.export.plan import Part, Plan
 from kinograph.export.precision import set_precision
 from kinograph.export.step import Step, trace_step
@@ -36,7 +39,7 @@ _TRANSFORMERS = ("transformer", "transformer_2")
 _CLEANING = ("ftfy", "html", "whitespace")
 
 
-def read_plan(checkpoint: Path) -> Plan:
+def read_plan(checkpoint: Path, loras: Sequence[Lora] = ()) -> Plan:
     """The plan for a Wan checkpoint in diffusers layout. Raises BundleError for what Wan does not have."""
     index = model_index(checkpoint)
     experts = [name for name in _TRANSFORMERS if _present(index, name)]
@@ -54,6 +57,7 @@ def read_plan(checkpoint: Path) -> Plan:
         cleaning=_CLEANING,
     )
     solver = solver_from_scheduler_config(scheduler)
+    transformers = _transformers(checkpoint, experts, loras)
     return Plan(
         family="wan",
         pipeline=index["_class_name"],
@@ -64,9 +68,23 @@ def read_plan(checkpoint: Path) -> Plan:
         tokenizer=tokenizer_json(checkpoint / "tokenizer"),
         defaults=_defaults(index),
         experts=_experts(index, experts, conditioning, solver.train_timesteps),
-        parts=tuple(_parts(checkpoint, experts, geometry, conditioning, text)),
+        parts=tuple(_parts(checkpoint, transformers, geometry, conditioning, text)),
         checkpoint=checkpoint,
+        loras=tuple(loras),
     )
+
+
+def _transformers(checkpoint: Path, experts: Sequence[str], loras: Sequence[Lora]) -> dict[str, AdaptedCheckpoint]:
+    """The weights of each transformer, by component."""
+    if beyond := [lora for lora in loras if not 1 <= lora.expert <= len(experts)]:
+        raise BundleError(
+            f"{beyond[0].path} is for transformer {beyond[0].expert}, and {checkpoint.name} has {len(experts)}. "
+            "Use --lora, or a model with two experts"
+        )
+    return {
+        component: AdaptedCheckpoint(checkpoint / name, [lora for lora in loras if lora.expert == number], lora_aliases)
+        for number, (component, name) in enumerate(zip(("step", "step_2"), experts, strict=False), 1)
+    }
 
 
 def _present(index: dict[str, Any], name: str) -> bool:
@@ -130,7 +148,11 @@ def _defaults(index: dict[str, Any]) -> Defaults:
 
 
 def _parts(
-    checkpoint: Path, experts: list[str], geometry: Geometry, conditioning: Conditioning, text: Text
+    checkpoint: Path,
+    transformers: Mapping[str, AdaptedCheckpoint],
+    geometry: Geometry,
+    conditioning: Conditioning,
+    text: Text,
 ) -> Iterator[Part]:
     yield Part(
         "text_encoder",
@@ -145,11 +167,11 @@ def _parts(
             },
             partial(reference.check_image_encoder, checkpoint),
         )
-    for component, name in zip(("step", "step_2"), experts, strict=False):
+    for component, weights in transformers.items():
         yield Part(
             component,
-            partial(_trace_step, checkpoint / name, component, geometry, conditioning, text),
-            partial(reference.check_step, checkpoint, name, geometry, conditioning, text),
+            partial(_trace_step, weights, component, geometry, conditioning, text),
+            partial(reference.check_step, weights, geometry, conditioning, text),
         )
     yield Part(
         "encoder", partial(_trace_codec, checkpoint, "encoder", geometry), partial(reference.check_encoder, checkpoint)
@@ -160,8 +182,14 @@ def _parts(
 
 
 def _trace_step(
-    folder: Path, component: str, geometry: Geometry, conditioning: Conditioning, text: Text, dtype: torch.dtype
+    weights: AdaptedCheckpoint,
+    component: str,
+    geometry: Geometry,
+    conditioning: Conditioning,
+    text: Text,
+    dtype: torch.dtype,
 ) -> dict[str, Traced]:
+    folder = weights.folder
     with meta_module():
         config = read_config(folder / "config.json")
         transformer = WanTransformer3DModel.from_config(config)
@@ -169,7 +197,7 @@ def _trace_step(
     denoiser = WanDenoiser(transformer, per_token_timestep=conditioning.kind == "clean", dtype=dtype)
     step = Step(denoiser, conditioning.kind, geometry.temporal)
     image = reference.image_shape(folder.parent, transformer.config) if conditioning.image_tokens else None
-    sources = {"denoiser.transformer.": Checkpoint(folder)}
+    sources = {"denoiser.transformer.": weights}
     key = (_architecture(config), conditioning, geometry, dtype)
     return {component: trace_step(step, geometry, text, sources, image=image, key=key)}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 
 from kinograph.export.checkpoint import read_config
+from kinograph.export.lora import AdaptedCheckpoint
 from kinograph.export.plan import Check
 from kinograph.export.step import STEP_INPUTS, Step
 from kinograph.manifest import Conditioning, Geometry, Text
@@ -63,8 +64,9 @@ def _generator() -> torch.Generator:
 
 
 @torch.no_grad()
-def check_step(checkpoint: Path, folder: str, geometry: Geometry, conditioning: Conditioning, text: Text) -> Check:
-    transformer = WanTransformer3DModel.from_pretrained(checkpoint / folder, torch_dtype=torch.float32).eval()
+def check_step(weights: AdaptedCheckpoint, geometry: Geometry, conditioning: Conditioning, text: Text) -> Check:
+    transformer = WanTransformer3DModel.from_pretrained(weights.folder, torch_dtype=torch.float32).eval()
+    transformer.load_state_dict({name: weights.read(name) for name in weights.changed()}, strict=False)
     denoiser = DiffusersDenoiser(transformer, per_token_timestep=conditioning.kind == "clean")
     step = Step(denoiser, conditioning.kind, geometry.temporal)
     generator = _generator()
@@ -81,7 +83,7 @@ def check_step(checkpoint: Path, folder: str, geometry: Geometry, conditioning: 
     values["timestep"] = torch.tensor([500.0])
     values["guidance"] = torch.tensor([5.0, -4.0])
     if conditioning.image_tokens:
-        values["image"] = torch.randn(1, *image_shape(checkpoint, transformer.config), generator=generator)
+        values["image"] = torch.randn(1, *image_shape(weights.folder.parent, transformer.config), generator=generator)
     prediction = step(**values)[2]
     inputs = {name: value.numpy() for name, value in values.items()}
     return Check((inputs,), "prediction", prediction.numpy())
