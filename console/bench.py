@@ -7,7 +7,6 @@ video that is not counted. Then each makes one whenever it is its turn: what els
 from __future__ import annotations
 
 import multiprocessing
-import os
 import platform
 import signal
 import statistics
@@ -28,7 +27,7 @@ from rich.text import Text
 import kinograph
 from kinograph.bundle import Bundle
 from kinograph.console import Console, peak_bytes
-from kinograph.console.doctor import installed_version
+from kinograph.console.doctor import cpus, installed_version
 from kinograph.console.inspect import rendered
 from kinograph.errors import EngineError, KinographError, MemoryLimitError, UsageError, escape
 from kinograph.runtime.locate import open_bundle
@@ -273,7 +272,7 @@ def bench_text(report: dict[str, Any]) -> str:
     lines = [
         f"{escape(report['bundle'])}: {report['width']}×{report['height']}, {report['num_frames']} frames, "
         f"{report['num_inference_steps']} steps; medians of {videos} each, made in turn, no file written",
-        f"{backends}; {packages}; {platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} CPUs",
+        f"{backends}; {packages}; {platform.system()} {platform.machine()}, {cpus()} CPUs",
         rendered(table),
     ]
     return "\n".join(

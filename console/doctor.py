@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__all__ = ["examine", "installed_version"]
+__all__ = ["cpus", "examine", "installed_version"]
 
 _RUNTIME = ("numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "tokenizers", "av", "pillow", "msgspec")
 _EXPORT = ("torch", "diffusers", "transformers", "optimum", "onnxscript")
@@ -36,13 +36,17 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def cpus() -> int | None:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _machine() -> dict[str, Any]:
     from kinograph.engines.host import adds_bytes_exactly, memory_bytes
 
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpus": available,
+        "cpus": cpus(),
         "memory_bytes": memory_bytes(),
         "multiplies_bytes": adds_bytes_exactly(),
     }
