@@ -84,13 +84,13 @@ class _Changes:
             belong = "tensors that belong to none of its layers, or twice to one"
             got = f"{len(strange)} {belong}, such as {strange[0]}" if strange else "none"
             raise BundleError(
-                f"{lora.path} is no LoRA of {weights.folder.name}, or of a kind that is not supported: it has {got}. "
+                f"{lora.path} is no LoRA of {weights.folder}, or of a kind that is not supported: it has {got}. "
                 "Expected plain LoRA, with or without differences (diff, diff_b), under names that diffusers or the "
                 "model's own code use"
             )
         self.targets = {f"{layer}.{which}" for layer in self._layers for which in self._which(layer)}
         if missing := sorted(name for name in self.targets if name not in weights):
-            raise BundleError(f"{lora.path} changes {missing[0]}, which {weights.folder.name} does not have")
+            raise BundleError(f"{lora.path} changes {missing[0]}, which {weights.folder} does not have")
 
     def of(self, name: str, shape: torch.Size) -> torch.Tensor:
         """What is added to the weight of that name and shape, float32. Raises BundleError where it does not fit."""
