@@ -267,11 +267,12 @@ def bench_text(report: dict[str, Any]) -> str:
             f"{side['open_seconds']:.1f} s",
         )
     videos = "1 video" if report["runs"] == 1 else f"{report['runs']} videos"
+    steps = "1 step" if report["num_inference_steps"] == 1 else f"{report['num_inference_steps']} steps"
     backends = ", ".join(dict.fromkeys(side["backend"] for side in measured))
     packages = ", ".join(f"{name} {version}" for name in _PACKAGES if (version := installed_version(name)))
     lines = [
         f"{escape(report['bundle'])}: {report['width']}×{report['height']}, {report['num_frames']} frames, "
-        f"{report['num_inference_steps']} steps; medians of {videos} each, made in turn, no file written",
+        f"{steps}; medians of {videos} each, made in turn, no file written",
         f"{backends}; {packages}; {platform.system()} {platform.machine()}, {cpus()} CPUs",
         rendered(table),
     ]

@@ -99,7 +99,7 @@ def _manifest(plan: Plan, bundle: Path, components: dict[str, Component], option
             licence=options.licence,
             loras=tuple(
                 Added(name=lora.path.name, sha256=lora.digest(), strength=lora.strength, expert=lora.expert)
-                for lora in plan.loras
+                for lora in options.loras
             ),
         ),
         geometry=plan.geometry,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from kinograph.export import Lora
 from kinograph.export.trace import Traced
 from kinograph.manifest import Conditioning, Defaults, Expert, Geometry, Solver, Text
 
@@ -57,4 +56,3 @@ class Plan:
     experts: tuple[Expert, ...]
     parts: Iterable[Part]
     checkpoint: Path
-    loras: tuple[Lora, ...] = ()

@@ -36,7 +36,7 @@ def test_every_variant_is_measured_in_turn(capsys: pytest.CaptureFixture[str]) -
         assert 0 < side["first_frame_seconds"] <= side["seconds"] < side["open_seconds"]
         assert 50e6 < side["peak_bytes"] < 2e9
     text = bench_text(report)
-    assert "starter-few-steps: 64×64, 5 frames, 1 steps; medians of 2 videos each" in text
+    assert "starter-few-steps: 64×64, 5 frames, 1 step; medians of 2 videos each" in text
     assert [line.split()[0] for line in text.splitlines() if "MB" in line] == ["fp16", "int8"]
 
 

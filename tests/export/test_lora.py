@@ -74,27 +74,20 @@ def diffsynth_file(path: Path, checkpoint: Path) -> Path:
 
 
 def original_file(path: Path, checkpoint: Path, alpha: float, layers: Mapping[str, str] = LAYERS) -> Path:
-    tensors = {}
-    for layer, (down, up) in pairs(checkpoint, layers).items():
-        name = f"diffusion_model.{layers[layer]}"
-        tensors |= {
-            f"{name}.lora_down.weight": down,
-            f"{name}.lora_up.weight": up,
-            f"{name}.alpha": torch.tensor(alpha),
-        }
-    save_file(tensors, path)
-    return path
+    names = {layer: f"diffusion_model.{original}" for layer, original in layers.items()}
+    return _with_alpha(path, checkpoint, alpha, names)
 
 
 def kohya_file(path: Path, checkpoint: Path, alpha: float, layers: Mapping[str, str] = LAYERS) -> Path:
+    names = {layer: "lora_unet_" + original.replace(".", "_") for layer, original in layers.items()}
+    return _with_alpha(path, checkpoint, alpha, names)
+
+
+def _with_alpha(path: Path, checkpoint: Path, alpha: float, names: Mapping[str, str]) -> Path:
     tensors = {}
-    for layer, (down, up) in pairs(checkpoint, layers).items():
-        name = "lora_unet_" + layers[layer].replace(".", "_")
-        tensors |= {
-            f"{name}.lora_down.weight": down,
-            f"{name}.lora_up.weight": up,
-            f"{name}.alpha": torch.tensor(alpha),
-        }
+    for layer, (down, up) in pairs(checkpoint, names).items():
+        thin = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(alpha)}
+        tensors |= {f"{names[layer]}.{kind}": tensor for kind, tensor in thin.items()}
     save_file(tensors, path)
     return path
 

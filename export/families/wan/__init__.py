@@ -70,7 +70,6 @@ def read_plan(checkpoint: Path, loras: Sequence[Lora] = ()) -> Plan:
         experts=_experts(index, experts, conditioning, solver.train_timesteps),
         parts=tuple(_parts(checkpoint, transformers, geometry, conditioning, text)),
         checkpoint=checkpoint,
-        loras=tuple(loras),
     )
 
 
