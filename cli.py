@@ -20,6 +20,7 @@ from kinograph.commands.doctor import doctor
 from kinograph.commands.export import export
 from kinograph.commands.generate import generate
 from kinograph.commands.inspect import inspect, verify
+from kinograph.commands.serve import serve
 from kinograph.errors import KinographError, escape
 
 __all__ = ["main"]
@@ -111,5 +112,5 @@ def kinograph() -> None:
     """
 
 
-for _command in (generate, decode, export, calibrate, build, inspect, verify, bench, doctor):
+for _command in (generate, serve, decode, export, calibrate, build, inspect, verify, bench, doctor):
     kinograph.add_command(_command)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import THE_BUNDLES, force_option, json_option, progress_options, size
+from kinograph.commands.options import THE_BUNDLES, device_options, force_option, json_option, progress_options, size
 from kinograph.console import Console, json_text
 from kinograph.errors import UsageError, escape
 
@@ -63,17 +63,7 @@ __all__ = ["generate"]
     default=None,
     help="Give windows the beginning of what they show, so that it stays itself.  [default: where the model can]",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
-)
-@click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
-@click.option("--cuda-graph/--no-cuda-graph", "cuda_graphs", default=True, help="Launch many steps on a GPU at once.")
-@click.option(
-    "--weight-budget",
-    type=click.IntRange(1),
-    metavar="MB",
-    help="Most of a component's weights on the GPU; TensorRT copies the rest in every step.",
-)
+@device_options
 @click.option(
     "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
 )
@@ -155,9 +145,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     )
     same = (
         "videos",
-        "device",
-        "cuda_graphs",
-        "variant",
+        "opened",
         "seconds",
         "output",
         "codec",
@@ -176,7 +164,6 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
         request=request,
         bundle=bundle,
         keep_metadata=not options["no_metadata"],
-        weight_budget=options["weight_budget"] and options["weight_budget"] << 20,
         **{name: options[name] for name in same},
     )
 

@@ -11,7 +11,7 @@ import click
 
 from kinograph.console import Console
 
-__all__ = ["THE_BUNDLES", "force_option", "json_option", "progress_options", "size"]
+__all__ = ["THE_BUNDLES", "device_options", "force_option", "json_option", "progress_options", "size"]
 
 THE_BUNDLES = "  [default: the bundle's]"
 
@@ -35,6 +35,36 @@ def progress_options(command: Callable[..., None]) -> Callable[..., None]:
         command(console=Console(None if quiet else progress), **options)
 
     return with_console
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which device makes videos, from which variant, and how: the arguments of `kinograph.load` but for the bundle.
+
+    The command is given them as its `opened`.
+    """
+
+    @click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N; auto heeds KINOGRAPH_DEVICE."
+    )
+    @click.option("--variant", help="Precision, such as fp32 or fp16.  [default: the best for the device]")
+    @click.option(
+        "--cuda-graph/--no-cuda-graph", "cuda_graphs", default=True, help="Launch many steps on a GPU at once."
+    )
+    @click.option(
+        "--weight-budget",
+        type=click.IntRange(1),
+        metavar="MB",
+        help="Most of a component's weights on the GPU; TensorRT copies the rest in every step.",
+    )
+    @functools.wraps(command)
+    def with_device(
+        *, device: str, variant: str | None, cuda_graphs: bool, weight_budget: int | None, **options: Any
+    ) -> Any:
+        budget = weight_budget and weight_budget << 20
+        opened = {"device": device, "variant": variant, "cuda_graphs": cuda_graphs, "weight_budget": budget}
+        return command(opened=opened, **options)
+
+    return with_device
 
 
 def size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -51,13 +52,15 @@ class Console:
     """Progress of one command on stderr, of a kind: a `bar` for every stage where that is a terminal, `json`, or None.
 
     With `json` it is an object a line: `stage` with `done`, `total` (null while that is unknown) and `unit`, as a stage
-    begins and then up to ten times a second, and with `seconds` and `peak_bytes` as it ends. Stages are timed whichever
-    kind it is. A context manager; the display ends with it. Colour follows NO_COLOR.
+    begins and then up to ten times a second, and with `seconds` and `peak_bytes` as it ends; `tell` takes such objects
+    in place of stderr. Stages are timed whichever kind it is. A context manager; the display ends with it. Colour
+    follows NO_COLOR.
     """
 
-    def __init__(self, progress: str | None = "bar") -> None:
+    def __init__(self, progress: str | None = "bar", tell: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.stages: list[Stage] = []
         self._progress = progress
+        self._tell = tell if tell or progress != "json" else _tell_on_stderr
         self._told = 0.0
         self._display: Progress | None = None
         self._task: TaskID | None = None
@@ -82,14 +85,15 @@ class Console:
         """End the running stage and begin `name`; `total` is None while it is unknown."""
         self.end_stage()
         self._current = _Running(name, unit, time.perf_counter(), expected_bytes)
-        self._tell({"stage": name, "done": 0, "total": total, "unit": unit})
+        if self._tell is not None:
+            self._tell({"stage": name, "done": 0, "total": total, "unit": unit})
         if self._display is not None:
             self._task = self._display.add_task(name, total=total, unit=unit)
 
     def update(self, done: float, total: float | None = None) -> None:
         """Say how far the running stage is. May be called from any thread."""
         stage, now = self._current, time.perf_counter()
-        if stage is not None and (now - self._told >= _EVERY or done == total):
+        if self._tell is not None and stage is not None and (now - self._told >= _EVERY or done == total):
             self._told = now
             self._tell({"stage": stage.name, "done": done, "total": total, "unit": stage.unit})
         if self._display is not None and self._task is not None:
@@ -109,19 +113,13 @@ class Console:
         ended = Stage(name, time.perf_counter() - start, peak_bytes(), expected)
         self.stages.append(ended)
         self._current = None
-        self._tell({"stage": name, "seconds": ended.seconds, "peak_bytes": ended.peak_bytes})
+        if self._tell is not None:
+            self._tell({"stage": name, "seconds": ended.seconds, "peak_bytes": ended.peak_bytes})
         if self._display is not None and self._task is not None:
             task = next(task for task in self._display.tasks if task.id == self._task)
             total = task.total if task.total is not None else max(task.completed, 1)
             self._display.update(self._task, total=total, completed=total)
             self._task = None
-
-    def _tell(self, what: dict[str, Any]) -> None:
-        """A line for programs, written at once and in one piece."""
-        if self._progress == "json":
-            with contextlib.suppress(BrokenPipeError):  # who no longer reads of it may still want the video
-                sys.stderr.write(json.dumps(what, allow_nan=False) + "\n")
-                sys.stderr.flush()
 
     def warn(self, text: str) -> None:
         """Show a warning on stderr, also when quiet."""
@@ -130,6 +128,13 @@ class Console:
             self._display.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr)
+
+
+def _tell_on_stderr(what: dict[str, Any]) -> None:
+    """A line for programs, written at once and in one piece."""
+    with contextlib.suppress(BrokenPipeError):  # who no longer reads of it may still want the video
+        sys.stderr.write(json.dumps(what, allow_nan=False) + "\n")
+        sys.stderr.flush()
 
 
 def peak_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -14,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 import kinograph
+from kinograph.console.progress import Progress
+from kinograph.console.report import video_report
 from kinograph.errors import NumericError, OutputError, RequestError, UsageError
 from kinograph.runtime.audio import check_audio
 from kinograph.runtime.captions import Captions, read_captions, title
@@ -42,16 +45,14 @@ _BLANK_SPREAD = 2  # 8-bit levels; float noise around one colour rounds to no mo
 class Job(NamedTuple):
     """What one `generate` is to do: `videos` of them, with consecutive seeds.
 
-    `seconds` is the time from the first frame to the last, in place of num_frames.
+    `opened` is how, the arguments of `kinograph.load`; `seconds` is the time from the first frame to the last, in place
+    of num_frames.
     """
 
     request: Request
     videos: int
     bundle: str | None
-    device: str
-    variant: str | None
-    cuda_graphs: bool
-    weight_budget: int | None
+    opened: Mapping[str, Any]
     seconds: float | None
     output: str
     codec: str | None
@@ -78,13 +79,7 @@ def generate(job: Job, console: Console) -> list[dict[str, Any]]:
     sidecars = [_check_outputs(one) for one in jobs]
     console.start_stage("load")
     reports, rows = [], []
-    with kinograph.load(
-        job.bundle,
-        device=job.device,
-        variant=job.variant,
-        cuda_graphs=job.cuda_graphs,
-        weight_budget=job.weight_budget,
-    ) as pipe:
+    with kinograph.load(job.bundle, **job.opened) as pipe:
         for one, sidecar in zip(jobs, sidecars, strict=True):
             report, frames = _make(one, pipe, sidecar, console)
             reports.append(report)
@@ -139,7 +134,12 @@ def _make(
     if watched.blank:
         console.warn("every frame of the video is the same single colour. Try another prompt, --seed or more --steps")
     console.end_stage()
-    report = _report(job, pipe, request, watched) | {"stages": [stage._asdict() for stage in console.stages]}
+    report = {
+        "output": os.path.abspath(job.output),  # noqa: PTH100 - as the user named it
+        **video_report(pipe, request, watched.count),
+        "blank": watched.blank,
+        "stages": [stage._asdict() for stage in console.stages],
+    }
     if sidecar is not None:
         text = json.dumps({**report, "metadata": metadata}, indent=2, ensure_ascii=False)
         write_file(sidecar, text.encode("utf-8", "backslashreplace") + b"\n", force=job.force)
@@ -218,28 +218,18 @@ class _Outlets(NamedTuple):
 def _run(
     pipe: Pipeline, request: Request, done: npt.NDArray[np.float32] | None, to: _Outlets, console: Console
 ) -> None:
-    units = {"denoise": "steps", "decode": "frames", "film": "s of film"}
-    fps, stage = _known(request.fps), ""
+    progress = Progress(console, _known(request.fps))
     with closing(pipe.run(request, done)) as events:
         for event in events:
-            if isinstance(event, kinograph.StageStarted):
-                stage = event.name
-                name = f"{stage} {event.detail}".strip()
-                console.start_stage(name, None, units.get(stage, ""), expected_bytes=event.expected_bytes)
-            elif isinstance(event, kinograph.StepDone):
-                if to.preview is not None:
-                    to.preview.see(event)
-                if stage == "denoise":
-                    console.update(event.index + 1, event.total)
-            elif isinstance(event, kinograph.WindowDone):
-                if to.kept is not None:
-                    to.kept.add(event.latents, cut=event.cut)
-            else:
+            if isinstance(event, kinograph.StepDone) and to.preview is not None:
+                to.preview.see(event)
+            elif isinstance(event, kinograph.WindowDone) and to.kept is not None:
+                to.kept.add(event.latents, cut=event.cut)
+            elif isinstance(event, kinograph.FramesDecoded):
                 frames = to.captions.draw(event.frames, event.index)
                 to.writer.write(frames)
                 to.watched.see(frames, event.index, event.total)
-                scale = 1 / fps if stage == "film" else 1
-                console.update(to.writer.frames_written * scale, event.total * scale)
+            progress.see(event)
 
 
 def _check_values(job: Job) -> None:
@@ -321,28 +311,6 @@ def _with_frames(job: Job, pipe: Pipeline) -> Request:
             f"frames, {steps / fps:.4g} seconds. Use --frames {first + steps}"
         )
     return msgspec.structs.replace(job.request, num_frames=first + steps)
-
-
-def _report(job: Job, pipe: Pipeline, request: Request, watched: _Watched) -> dict[str, Any]:
-    """How the video was made, without the prompts, which only the side-car repeats."""
-    return {
-        "output": os.path.abspath(job.output),  # noqa: PTH100 - as the user named it
-        "width": request.width,
-        "height": request.height,
-        "num_frames": watched.count,
-        "fps": request.fps,
-        "seed": request.seed,
-        "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "guidance_scale_2": request.guidance_scale_2,
-        "solver": request.solver,
-        "speed": request.speed,
-        "blank": watched.blank,
-        "bundle": pipe.bundle.manifest.name,
-        "bundle_sha256": pipe.bundle.digest,
-        "backend": pipe.backend,
-        "variant": dict(pipe.variant),
-    }
 
 
 def _known(value: _Value | None) -> _Value:
