@@ -17,6 +17,7 @@ from kinograph.commands.build import build
 from kinograph.commands.calibrate import calibrate
 from kinograph.commands.decode import decode
 from kinograph.commands.doctor import doctor
+from kinograph.commands.embed import embed
 from kinograph.commands.export import export
 from kinograph.commands.generate import generate
 from kinograph.commands.inspect import inspect, verify
@@ -112,5 +113,5 @@ def kinograph() -> None:
     """
 
 
-for _command in (generate, serve, decode, export, calibrate, build, inspect, verify, bench, doctor):
+for _command in (generate, serve, embed, decode, export, calibrate, build, inspect, verify, bench, doctor):
     kinograph.add_command(_command)

@@ -36,6 +36,7 @@ def kinograph_side(options: argparse.Namespace) -> Any:
 
     def run() -> dict[str, float]:
         marks: list[tuple[str, float]] = []
+        pipe.prompts.clear()
         for event in pipe.run(request):
             if isinstance(event, StageStarted):
                 marks.append((event.name, time.perf_counter()))

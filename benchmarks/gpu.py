@@ -28,6 +28,7 @@ def measure(pipe: Any, request: kinograph.Request) -> dict[str, float]:
     marks: list[tuple[str, float]] = []
     least = float("inf")
     gpu = getattr(pipe.device, "gpu", None)
+    pipe.prompts.clear()
     for event in pipe.run(request):
         if isinstance(event, StageStarted):
             marks.append((event.name, time.perf_counter()))

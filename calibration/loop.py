@@ -17,7 +17,7 @@ from kinograph.manifest import Expert
 from kinograph.runtime.binding import Binding
 from kinograph.runtime.conditioning import Given, given_start, image_tokens, nothing_given
 from kinograph.runtime.denoise import TABLES, Inputs, Model, denoise, load_inputs
-from kinograph.runtime.embeddings import embed
+from kinograph.runtime.embeddings import embed, padded
 from kinograph.runtime.noise import normal
 from kinograph.runtime.solvers import Step, schedule
 from kinograph.runtime.text import Tokenizer
@@ -125,7 +125,8 @@ class Loop:
         unguided = [manifest.defaults.negative_prompt] if self.scale > 1 else []
         try:
             for prompt in prompts:
-                yield embed(self.device, engine, tokenizer, manifest.text, [prompt, *unguided])
+                rows = [embed(self.device, engine, tokenizer.encode(one)) for one in (prompt, *unguided)]
+                yield padded(rows, manifest.text)
         finally:
             engine.close()
 

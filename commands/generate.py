@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import THE_BUNDLES, device_options, force_option, json_option, progress_options, size
+from kinograph.commands.options import (
+    THE_BUNDLES,
+    device_options,
+    embedded_option,
+    force_option,
+    json_option,
+    progress_options,
+    size,
+)
 from kinograph.console import Console, json_text
 from kinograph.errors import UsageError, escape
 
@@ -64,6 +72,7 @@ __all__ = ["generate"]
     help="Give windows the beginning of what they show, so that it stays itself.  [default: where the model can]",
 )
 @device_options
+@embedded_option
 @click.option(
     "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
 )
@@ -145,7 +154,6 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     )
     same = (
         "videos",
-        "opened",
         "seconds",
         "output",
         "codec",
@@ -163,6 +171,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     return Job(
         request=request,
         bundle=bundle,
+        opened=options["opened"] | {"embedded": options["embedded"]},
         keep_metadata=not options["no_metadata"],
         **{name: options[name] for name in same},
     )

@@ -11,12 +11,27 @@ import click
 
 from kinograph.console import Console
 
-__all__ = ["THE_BUNDLES", "device_options", "force_option", "json_option", "progress_options", "size"]
+__all__ = [
+    "THE_BUNDLES",
+    "device_options",
+    "embedded_option",
+    "force_option",
+    "json_option",
+    "progress_options",
+    "size",
+]
 
 THE_BUNDLES = "  [default: the bundle's]"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 force_option = click.option("--force", is_flag=True, help="Replace what exists already.")
+
+
+embedded_option = click.option(
+    "--embedded",
+    metavar="FILE.safetensors",
+    help="Prompts that `kinograph embed` wrote: for these the text encoder is not opened.",
+)
 
 
 def progress_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,12 +72,9 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Most of a component's weights on the GPU; TensorRT copies the rest in every step.",
     )
     @functools.wraps(command)
-    def with_device(
-        *, device: str, variant: str | None, cuda_graphs: bool, weight_budget: int | None, **options: Any
-    ) -> Any:
-        budget = weight_budget and weight_budget << 20
-        opened = {"device": device, "variant": variant, "cuda_graphs": cuda_graphs, "weight_budget": budget}
-        return command(opened=opened, **options)
+    def with_device(*, weight_budget: int | None, **options: Any) -> Any:
+        opened = {name: options.pop(name) for name in ("device", "variant", "cuda_graphs")}
+        return command(opened=opened | {"weight_budget": weight_budget and weight_budget << 20}, **options)
 
     return with_device
 

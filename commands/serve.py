@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import device_options
+from kinograph.commands.options import device_options, embedded_option
 
 __all__ = ["serve"]
 
@@ -15,7 +15,8 @@ __all__ = ["serve"]
 @click.command()
 @click.argument("bundle", required=False)
 @device_options
-def serve(bundle: str | None, opened: Mapping[str, Any]) -> int:
+@embedded_option
+def serve(bundle: str | None, embedded: str | None, opened: Mapping[str, Any]) -> int:
     """Make videos with BUNDLE, or the built-in starter model, for the program that started this.
 
     It asks on standard input and is answered on standard output, in lines of JSON with pixels between them:
@@ -23,4 +24,4 @@ def serve(bundle: str | None, opened: Mapping[str, Any]) -> int:
     """
     from kinograph.console.serve import serve as run
 
-    return run(bundle, opened)
+    return run(bundle, {**opened, "embedded": embedded})

@@ -229,7 +229,8 @@ def _serve(connection: Connection, job: BenchJob, side: _Side) -> None:
 
 
 def _timed(pipe: kinograph.Pipeline, request: Request) -> _Timed:
-    """Make a video, and throw it away."""
+    """Make a video, and throw it away, with all that would be kept of it for the next one."""
+    pipe.prompts.clear()
     begun = time.perf_counter()
     marks, first = [("", begun)], 0.0
     with closing(pipe.run(request)) as events:

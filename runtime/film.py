@@ -16,7 +16,6 @@ from kinograph.runtime.codec import Decoder
 from kinograph.runtime.conditioning import Original
 from kinograph.runtime.context import Context, Layout
 from kinograph.runtime.denoise import Inputs
-from kinograph.runtime.embeddings import embed
 from kinograph.runtime.events import StageStarted, StepDone, WindowDone
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.joins import dissolved
@@ -185,7 +184,8 @@ class Film:
         encoders = [name for name in ("encoder_first", "encoder_next", "image_encoder") if name in manifest.components]
         request, several = self.request, len(counts) > 1
         given = any((several, request.image, request.images, self.before is not None, self.after is not None))
-        names = ["text_encoder", *(expert.component for expert in manifest.experts), "decoder_first", "decoder_next"]
+        text = [] if self.shop.prompts.known(self._prompts()) else ["text_encoder"]
+        names = [*text, *(expert.component for expert in manifest.experts), "decoder_first", "decoder_next"]
         return component_axes(
             manifest,
             precisions,
@@ -218,12 +218,14 @@ class Film:
 
     def _embedded(self) -> npt.NDArray[np.float32]:
         """The rows of text of every prompt, and of the negative one where the run is guided."""
-        request, manifest = self.request, self.shop.manifest
-        negative = [request.negative_prompt or ""] if (request.guidance_scale or 1) > 1 else []
-        engine, prompts = self.shop.engine("text_encoder"), [*self.story.prompts, *negative]
-        rows = embed(self.shop.device, engine, self.shop.tokenizer, manifest.text, prompts)
-        self.shop.leave_stage()
+        shop = self.shop
+        rows = shop.prompts.rows(shop.device, lambda: shop.engine("text_encoder"), self._prompts())
+        shop.leave_stage()
         return rows
+
+    def _prompts(self) -> list[str]:
+        request = self.request
+        return [*self.story.prompts, *([request.negative_prompt or ""] if (request.guidance_scale or 1) > 1 else [])]
 
     # What comes of it
 

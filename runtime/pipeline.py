@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinograph.engines.select import Settings, chosen_name, open_device, open_next
-from kinograph.errors import BundleError, EngineError, Interrupted, RequestError, UsageError
-from kinograph.manifest import Manifest
+from kinograph.errors import EngineError, Interrupted, RequestError, UsageError
 from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
 from kinograph.runtime.events import Event, FramesDecoded, StageStarted, WindowDone
@@ -25,8 +25,11 @@ from kinograph.runtime.film import Film
 from kinograph.runtime.inpainting import Patch
 from kinograph.runtime.locate import open_bundle
 from kinograph.runtime.memory import Need, check_needs, needs, stage_bytes
+from kinograph.runtime.prompts import Prompts, read_prompts
 from kinograph.runtime.request import Request, bridge, given_frames, resolve
+from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.text import Tokenizer
+from kinograph.runtime.variants import RESIDENT_SHARE, check_components, choose_variants, weight_bytes
 from kinograph.runtime.video import VideoWriter
 from kinograph.runtime.workshop import Workshop
 
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
     from kinograph.engines import Device, Engine
 __all__ = ["Pipeline", "Video", "load"]
 
-_FLOATS = ("fp32", "fp16", "bf16")  # what an export may write
-_RESIDENT_SHARE = 0.25  # engines stay loaded between stages while the weights are at most this share of the memory
 
 Latents = npt.NDArray[np.float32]
 
@@ -76,18 +77,21 @@ def load(
     variant: str | None = None,
     cuda_graphs: bool = True,
     weight_budget: int | None = None,
+    embedded: str | os.PathLike[str] | None = None,
 ) -> Pipeline:
     """Open a bundle: a folder, a name looked up in KINOGRAPH_BUNDLES, or None for the built-in starter model.
 
     `device` is auto, cpu, cuda or cuda:N; `variant` a precision the bundle has, by default the best for the device.
     Without `cuda_graphs` a GPU runs the loop a step at a time. `weight_budget` is the most bytes of a component's
-    weights that TensorRT keeps on the GPU: the rest stays in the host's memory, and every step copies it over. Every
-    file is verified first. Raises BundleError, UsageError or EngineError.
+    weights that TensorRT keeps on the GPU: the rest stays in the host's memory, and every step copies it over. What the
+    file `embedded` has of prompts, which `kinograph embed` writes, needs no text encoder. Every file of the bundle is
+    verified first. Raises BundleError, UsageError, EngineError, or RequestError where the prompts are another bundle's.
     """
     bundle, settings = open_bundle(path), Settings(cuda_graphs, weight_budget)
     try:
         fall_back = partial(open_next, settings=settings) if chosen_name(device) == "auto" else None
-        return Pipeline(bundle, open_device(device, settings), variant, fall_back)
+        given = None if embedded is None else read_prompts(Path(embedded), bundle, bundle.manifest)
+        return Pipeline(bundle, open_device(device, settings), variant, fall_back, given)
     except BaseException:
         bundle.close()
         raise
@@ -97,6 +101,10 @@ class Pipeline:
     """Makes videos from `bundle` on `device`; it owns both, and closes them as a context manager or with `close`.
 
     Where the device cannot have the engines it needs, `fall_back` is told why, and may give another in its place.
+    `given` are prompts of a file, and the variant of the text encoder that they are of, which embeds all others.
+
+    Attributes:
+        prompts: what has been embedded, and is kept for the videos to come.
     """
 
     def __init__(
@@ -105,16 +113,19 @@ class Pipeline:
         device: Device,
         variant: str | None = None,
         fall_back: Callable[[Device, str], Device | None] | None = None,
+        given: tuple[str, Mapping[str, Latents]] | None = None,
     ) -> None:
         self.bundle = bundle
         self.device = device
-        _check_components(bundle.manifest)
-        self.variant = _choose_variants(bundle.manifest, variant, device)
-        self._asked, self._fall_back = variant, fall_back
+        check_components(bundle.manifest)
+        self._asked, self._text = variant, {} if given is None else {"text_encoder": given[0]}
+        self.variant = self._chosen(device)
+        self._fall_back = fall_back
         self._tokenizer = Tokenizer(bundle.read(bundle.manifest.text.tokenizer), bundle.manifest.text)
+        self.prompts = Prompts(self._tokenizer, bundle.manifest.text, given and given[1])
         self._engines: dict[str, Engine] = {}
         self._running = False  # engines have one set of bound buffers, so one run at a time
-        self._resident = _weight_bytes(bundle.manifest, self.variant) <= _RESIDENT_SHARE * device.memory_bytes
+        self._resident = weight_bytes(bundle.manifest, self.variant) <= RESIDENT_SHARE * device.memory_bytes
 
     @property
     def backend(self) -> str:
@@ -174,6 +185,26 @@ class Pipeline:
         """
         self.device.cancelled = True
 
+    def embed(self, prompts: Iterable[str]) -> dict[str, Latents]:
+        """Prompts as the transformer reads them, as `write_prompts` takes them: float32 [L', D] each, L' its tokens.
+
+        Raises RequestError for a prompt that is too long.
+        """
+        every = list(prompts)
+        for prompt in every:
+            self._tokenizer.encode(prompt)
+        if not self.prompts.known(every):
+            axes = component_axes(self.bundle.manifest, self.variant, (1, 1), 1, 1, ["text_encoder"])
+            for _ in self.device.prepare(self.bundle, self.variant, axes):
+                pass
+        self.device.cancelled = False
+        found: dict[str, Latents] = {}
+        for prompt in every:
+            self.prompts.rows(self.device, lambda: self._engine("text_encoder"), [prompt])
+            found |= self.prompts.embedded([prompt])
+        self._leave_stage()
+        return found
+
     def decode(self, latents: Latents, cuts: Sequence[int] = ()) -> Iterator[FramesDecoded]:
         """The frames of normalised latents [1, C, F, H, W], such as `WindowDone` events brought.
 
@@ -230,7 +261,7 @@ class Pipeline:
         back = bridge(request, self.bundle.manifest) if request.loop else None
         original = iter(Clip.of(request, request.remix)) if request.remix is not None else None
         while True:
-            shop = Workshop(self.device, self.bundle.manifest, self._tokenizer, self._engine, self._leave_stage)
+            shop = Workshop(self.device, self.bundle.manifest, self.prompts, self._engine, self._leave_stage)
             patch = None
             if request.inpaint is not None:
                 patch = Patch(self.device, self._engine, self.bundle.manifest.geometry, request)
@@ -290,8 +321,12 @@ class Pipeline:
         self.device.close()
         other.cancelled = self.device.cancelled
         self.device = other
-        self.variant = _choose_variants(self.bundle.manifest, self._asked, other)
+        self.variant = self._chosen(other)
+        self.prompts.clear()
         return True
+
+    def _chosen(self, device: Device) -> dict[str, str]:
+        return choose_variants(self.bundle.manifest, self._asked, device) | self._text
 
     def _engine(self, component: str) -> Engine:
         if component not in self._engines:
@@ -312,35 +347,3 @@ class Pipeline:
 def _told(value: object) -> str:
     """A field of a request as text: what has fields of its own as JSON."""
     return str(value) if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
-
-
-def _check_components(manifest: Manifest) -> None:
-    needed = {"text_encoder", "decoder_first", "decoder_next", *(expert.component for expert in manifest.experts)}
-    if missing := sorted(needed - manifest.components.keys()):
-        raise BundleError(f"{manifest.name} has no {', '.join(missing)}, which making a video needs. Export it again.")
-
-
-def _choose_variants(manifest: Manifest, variant: str | None, device: Device) -> dict[str, str]:
-    """The variant of every component: `variant` where it has that, else the best for the device.
-
-    That is the first in the device's order, but floats that would fill the memory come last. What is quantised counts
-    where it passed its gate, and not where another variant is asked for.
-    """
-    chosen: dict[str, str] = {}
-    order, most = (*device.variants, *_FLOATS), _RESIDENT_SHARE * device.memory_bytes
-    for name, component in manifest.components.items():
-        passed = {n for n, v in component.variants.items() if variant is None and v.quality and v.quality.passed}
-        best = [n for n in order if n in component.variants and (n in _FLOATS or n in passed)]
-        light = [n for n in best if n not in _FLOATS or _weight_bytes(manifest, {name: n}) <= most]
-        chosen[name] = variant if variant in component.variants else next(iter([*light, *best, *component.variants]))
-    if variant is not None and variant not in chosen.values():
-        offered = sorted({name for component in manifest.components.values() for name in component.variants})
-        raise UsageError(f"{manifest.name} has no variant {variant!r}; it has: {', '.join(offered)}. Use --variant.")
-    return chosen
-
-
-def _weight_bytes(manifest: Manifest, variants: dict[str, str]) -> int:
-    files = {
-        path for name, precision in variants.items() for path in manifest.components[name].variants[precision].weights
-    }
-    return sum(manifest.files[path].size for path in files)

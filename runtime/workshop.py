@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kinograph.engines.protocol import Device, Engine
 from kinograph.manifest import Manifest
-from kinograph.runtime.text import Tokenizer
+from kinograph.runtime.prompts import Prompts
 
 __all__ = ["Workshop"]
 
@@ -18,6 +18,6 @@ class Workshop:
 
     device: Device
     manifest: Manifest
-    tokenizer: Tokenizer
+    prompts: Prompts
     engine: Callable[[str], Engine]
     leave_stage: Callable[[], None]

@@ -53,7 +53,7 @@ def finished(generator: object) -> tuple[list[StepDone], object]:
 
 
 def sampler(pipe: Pipeline) -> Sampler:
-    shop = Workshop(pipe.device, pipe.bundle.manifest, pipe._tokenizer, pipe._engine, lambda: None)
+    shop = Workshop(pipe.device, pipe.bundle.manifest, pipe.prompts, pipe._engine, lambda: None)
     return Sampler(shop, asked(pipe))
 
 
