@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kinograph.engines.protocol import Contents
     from kinograph.manifest import Variant
 
-__all__ = ["Footprint", "activation_bytes"]
+__all__ = ["Footprint", "activation_bytes", "largest_factor_bytes"]
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -57,6 +57,18 @@ def activation_bytes(contents: Contents, variant: Variant, axes: Mapping[str, in
     if asked not in _told:
         _told[asked] = _activation_bytes(contents.read(variant.graph), variant, axes, widened)
     return _told[asked]
+
+
+def largest_factor_bytes(contents: Contents, variant: Variant) -> int:
+    """The bytes of the largest stored matrix that a product of a variant's graph reads."""
+    graph = onnx.load_model_from_string(contents.read(variant.graph)).graph
+    factors = {name for node in graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input}
+    sizes = (
+        math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize
+        for tensor in graph.initializer
+        if tensor.name in factors
+    )
+    return math.ceil(max(sizes, default=0))
 
 
 def _activation_bytes(graph: bytes, variant: Variant, axes: Mapping[str, int], widened: bool) -> int:

@@ -18,8 +18,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from kinograph.engines.footprint import Footprint, activation_bytes
+from kinograph.engines.footprint import Footprint, activation_bytes, largest_factor_bytes
 from kinograph.engines.host import NUMPY_DTYPES, HostBuffer, HostTable, adds_bytes_exactly, memory_bytes, one_by_one
+from kinograph.engines.mapped import HALVES, floats_as_inputs, halves_as_inputs, take_halves
 from kinograph.engines.rewrites import CPU_REWRITES, Rewrite
 from kinograph.engines.weights import map_weights
 from kinograph.engines.worker import Worker
@@ -33,10 +34,9 @@ __all__ = ["OrtDevice", "OrtEngine", "Provider"]
 
 _PLACEHOLDER = "mapped"  # external data must name a file; the weights are given to the session instead
 _OUT_OF_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate memory|std::length_error")
-_FLOAT8 = ir.DataType.FLOAT8E4M3FN.numpy()
-_COPIED_SHARE = 0.4  # of the memory: of larger weights there is no copy, which costs speed
+_FOREIGN = (ir.DataType.FLOAT8E4M3FN.numpy(), ir.DataType.BFLOAT16.numpy())
+_COPIED_SHARE = 0.4  # of the memory: of weights that would take more there is no copy, which costs speed
 _ARENA = 3  # times what lives at once: ONNX Runtime's arena grew to 1.6 to 2.6 times that, in both codec and step
-_USED_IN_PLACE = frozenset({"MatMul", "Gemm", "Gather"})
 _WIDENED = ("fp16", "bf16")  # what is computed in float32, which takes twice the memory
 _FLOATS = ("fp32", *_WIDENED)  # 16 bits gain nothing on a CPU
 _BYTES = ("int8-dynamic", "int8")
@@ -104,9 +104,13 @@ class OrtDevice:
     def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
         variant = bundle.component(component).variants[precision]
         widened = precision in _WIDENED
-        weights = sum(bundle.map(name).size for name in variant.weights) * (2 if widened else 1)
-        copied = weights <= _COPIED_SHARE * memory_bytes()  # else they are read where they lie, and need not stay
-        return Footprint(weights if copied else 0, _ARENA * activation_bytes(bundle, variant, sizes, widened=widened))
+        stored = sum(bundle.map(name).size for name in variant.weights)
+        copies = _copied_bytes(0, stored) if widened else _copied_bytes(stored, 0)
+        alive = activation_bytes(bundle, variant, sizes, widened=widened)
+        if _are_copied(copies):
+            return Footprint(copies, _ARENA * alive)
+        # they are read where they lie, and need not stay; one at a time is widened
+        return Footprint(0, _ARENA * (alive + (2 * largest_factor_bytes(bundle, variant) if widened else 0)))
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return one_by_one(body, count)
@@ -149,10 +153,15 @@ class OrtEngine:
         self._worker = None if cancelled is None else Worker(cancelled)
         model = ir.from_proto(onnx.load_model_from_string(bundle.read(variant.graph)))
         weights = map_weights(model, bundle, variant)
+        halves = sum(array.nbytes for array in weights.values() if ir.DataType.from_numpy(array.dtype) in HALVES)
+        stored = sum(array.nbytes for array in weights.values())
+        large = provider is CPU and not _are_copied(_copied_bytes(stored - halves, halves))
+        mapped = take_halves(model, weights) if large else {}
         for rewrite in provider.rewrites:
             rewrite(model, weights)
-        large = sum(array.nbytes for array in weights.values()) > _COPIED_SHARE * memory_bytes()
-        mapped = _as_inputs(model, weights) if large and provider is CPU else {}
+        if large:
+            halves_as_inputs(model, mapped)
+            mapped |= floats_as_inputs(model, weights)
         self._provider = provider
         packed = {name: weights.pop(name) for name in list(weights) if _is_packed(model, name)}
         for name, array in packed.items():
@@ -165,7 +174,7 @@ class OrtEngine:
         self._session: ort.InferenceSession | None = self._start(model, weights, packed, threads)
         self._binding = self._session.io_binding()
         for name, array in mapped.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array)
+            value = _value(array)
             self._values.append(value)
             self._binding.bind_ortvalue_input(name, value)
         self._bound: dict[str, Buffer] = {}
@@ -268,27 +277,20 @@ class OrtEngine:
         self._weights = {}
 
 
-def _as_inputs(model: ir.Model, weights: dict[str, Array]) -> dict[str, Array]:
-    """Make the float weights of products and look-ups inputs of the graph; takes them out of `weights`.
+def _copied_bytes(others: int, halves: int) -> int:
+    """What weights take that are copied: packed for the kernels, and those of 16 bits as the float32 they were made."""
+    return others + 2 * 2 * halves
 
-    ONNX Runtime keeps its own copy of every initializer, packed for its kernels. Inputs it reads where they lie, which
-    is in the bundle's memory-mapped file: the system takes their memory back wherever it needs it.
-    """
-    mapped: dict[str, Array] = {}
-    for name in list(weights):
-        value = model.graph.initializers[name]
-        if weights[name].dtype == np.float32 and {use.node.op_type for use in value.uses()} <= _USED_IN_PLACE:
-            mapped[name] = weights.pop(name)
-            del model.graph.initializers[name]
-            value.const_value = None
-            model.graph.inputs.append(value)
-    return mapped
+
+def _are_copied(size: int) -> bool:
+    return size <= _COPIED_SHARE * memory_bytes()
 
 
 def _value(array: Array) -> ort.OrtValue:
-    """An array as ONNX Runtime takes it, in place; it does not know the 8-bit floats of numpy."""
-    if array.dtype == _FLOAT8:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), ir.DataType.FLOAT8E4M3FN.value)
+    """An array as ONNX Runtime takes it, in place; it does not know the floats that numpy has from elsewhere."""
+    if array.dtype in _FOREIGN:
+        raw = array.view(np.dtype(f"u{array.dtype.itemsize}"))
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, ir.DataType.from_numpy(array.dtype).value)
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
