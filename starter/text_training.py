@@ -8,6 +8,7 @@ attends to.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ _BATCH = 64
 _WORD = re.compile(r"[a-z]+|,")
 
 
+@functools.cache
 def world_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the world's captions; always the same one."""
     rng = np.random.default_rng(0)

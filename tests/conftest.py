@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -11,6 +12,15 @@ from pathlib import Path
 import pytest
 
 from kinograph.runtime.locate import starter_bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_trace() -> None:
+    """Keep whatever has been traced: the kinds share their autoencoders, and tracing is most of an export."""
+    with contextlib.suppress(ImportError):  # without the export extra
+        from kinograph.export import trace
+
+        trace._exported = functools.lru_cache(maxsize=None)(trace._exported.__wrapped__)  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def few_moments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, starter_copy: Callable[..., Path]) -> Path:
-    return starter_copy(tmp_path / "starter", name="starter-few-steps", size=64)
+    return starter_copy(tmp_path / "starter", name="starter-few-steps", size=64, frames=9)
 
 
 def journal_of(path: Path) -> Path:

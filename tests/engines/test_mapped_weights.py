@@ -39,7 +39,7 @@ def test_large_weights_are_not_copied_and_compute_the_same(
 @pytest.mark.export
 def test_so_are_those_of_bfloat16(tiny_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "_LEAST", 0)
-    with Bundle.open(tiny_bundle("i2v", "bf16")) as bundle:
+    with Bundle.open(tiny_bundle("ti2v", "bf16")) as bundle:
         assert read_in_place(bundle, "step", "bf16", monkeypatch) == {"bfloat16", "float"}
 
 

@@ -83,9 +83,9 @@ def test_parity_figures_are_in_the_manifest(tiny_bundle: Callable[..., Path]) ->
         assert parity.max_abs <= (1 if name.startswith("decoder") else 1e-4), name
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision_keeps_what_diffusers_keeps(precision: str, tiny_bundle: Callable[..., Path]) -> None:
-    with open_bundle(tiny_bundle("ti2v", precision)) as bundle:
+@pytest.mark.parametrize(("kind", "precision"), [("i2v", "fp16"), ("ti2v", "bf16")])
+def test_half_precision_keeps_what_diffusers_keeps(kind: str, precision: str, tiny_bundle: Callable[..., Path]) -> None:
+    with open_bundle(tiny_bundle(kind, precision)) as bundle:
         graph = graphs(bundle)["step"].graph
         half = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
         types = {tensor.name: tensor.data_type for tensor in graph.initializer}
