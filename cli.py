@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from kinograph.commands.batch import batch
 from kinograph.commands.bench import bench
 from kinograph.commands.build import build
 from kinograph.commands.calibrate import calibrate
@@ -113,5 +114,5 @@ def kinograph() -> None:
     """
 
 
-for _command in (generate, serve, embed, decode, export, calibrate, build, inspect, verify, bench, doctor):
+for _command in (generate, batch, serve, embed, decode, export, calibrate, build, inspect, verify, bench, doctor):
     kinograph.add_command(_command)

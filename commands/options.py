@@ -34,7 +34,7 @@ embedded_option = click.option(
 )
 
 
-def progress_options(command: Callable[..., None]) -> Callable[..., None]:
+def progress_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--quiet` and `--progress`, which the command is given as its `console`."""
 
     @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
@@ -46,8 +46,8 @@ def progress_options(command: Callable[..., None]) -> Callable[..., None]:
         help="On stderr, a bar where that is a terminal, or JSON objects, one a line, for programs.",
     )
     @functools.wraps(command)
-    def with_console(*, quiet: bool, progress: str, **options: Any) -> None:
-        command(console=Console(None if quiet else progress), **options)
+    def with_console(*, quiet: bool, progress: str, **options: Any) -> Any:
+        return command(console=Console(None if quiet else progress), **options)
 
     return with_console
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kinograph.runtime.pipeline import Pipeline
 from kinograph.runtime.request import Request
 
-__all__ = ["Job", "generate"]
+__all__ = ["Job", "check_job", "generate", "make_video"]
 
 _Value = TypeVar("_Value")
 
@@ -74,14 +74,13 @@ def generate(job: Job, console: Console) -> list[dict[str, Any]]:
 
     Whatever can be refused without the bundle is refused before it is opened. Raises any KinographError.
     """
-    _check_values(job)
     jobs = _of_each_seed(job)
-    sidecars = [_check_outputs(one) for one in jobs]
+    sidecars = [check_job(one) for one in jobs]
     console.start_stage("load")
     reports, rows = [], []
     with kinograph.load(job.bundle, **job.opened) as pipe:
         for one, sidecar in zip(jobs, sidecars, strict=True):
-            report, frames = _make(one, pipe, sidecar, console)
+            report, frames = make_video(one, pipe, sidecar, console)
             reports.append(report)
             rows.append(frames)
     if job.sheet is not None:
@@ -105,7 +104,13 @@ def _of_each_seed(job: Job) -> list[Job]:
     return jobs
 
 
-def _make(
+def check_job(job: Job) -> Path | None:
+    """Refuse what no bundle could do, and places that cannot be written to; returns where the side-car goes."""
+    _check_values(job)
+    return _check_outputs(job)
+
+
+def make_video(
     job: Job, pipe: Pipeline, sidecar: Path | None, console: Console
 ) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
     """One video with its side-car; returns its report and the frames [n, H, W, 3] of a contact sheet."""
