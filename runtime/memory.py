@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from kinograph.errors import MemoryLimitError
@@ -74,13 +74,19 @@ def check_needs(
     )
 
 
-def stage_bytes(stage: str, needed: Mapping[str, Need], resident: bool) -> int:
-    """What the components of a stage take together; with `resident`, those of all stages stay loaded beside it."""
+def stage_bytes(stage: str, needed: Mapping[str, Need], resident: Collection[str]) -> int:
+    """What the components of a stage take together, with those that are `resident`, which stay loaded beside it."""
     parts = {"text": ("text",), "image": ("image", "encoder"), "denoise": ("step",), "decode": ("decoder",)}
     own = [need for name, need in needed.items() if name.startswith(parts.get(stage, tuple(needed)))]
-    loaded = [need.weights for need in (needed.values() if resident else own) if not need.component.endswith("_next")]
+    beside = [need for need in needed.values() if need.component in resident and need not in own]
+    kept, passing = (_weights(need for need in own if (need.component in resident) == kept) for kept in (True, False))
     work = max((need.activations + need.buffers for need in own), default=0)
-    return work + (sum(loaded) if resident else max(loaded, default=0))
+    return work + sum(kept) + sum(_weights(beside)) + max(passing, default=0)
+
+
+def _weights(needs: Iterable[Need]) -> list[int]:
+    """Bytes of weights, those that two graphs of a codec share but once."""
+    return [need.weights for need in needs if not need.component.endswith("_next")]
 
 
 def _gb(size: int) -> str:

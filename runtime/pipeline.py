@@ -29,7 +29,7 @@ from kinograph.runtime.prompts import Prompts, read_prompts
 from kinograph.runtime.request import Request, bridge, given_frames, resolve
 from kinograph.runtime.sizes import component_axes
 from kinograph.runtime.text import Tokenizer
-from kinograph.runtime.variants import RESIDENT_SHARE, check_components, choose_variants, weight_bytes
+from kinograph.runtime.variants import check_components, choose_variants, resident
 from kinograph.runtime.video import VideoWriter
 from kinograph.runtime.workshop import Workshop
 
@@ -125,7 +125,7 @@ class Pipeline:
         self.prompts = Prompts(self._tokenizer, bundle.manifest.text, given and given[1])
         self._engines: dict[str, Engine] = {}
         self._running = False  # engines have one set of bound buffers, so one run at a time
-        self._resident = weight_bytes(bundle.manifest, self.variant) <= RESIDENT_SHARE * device.memory_bytes
+        self._resident = resident(bundle.manifest, self.variant, device.memory_bytes)
 
     @property
     def backend(self) -> str:
@@ -322,6 +322,7 @@ class Pipeline:
         other.cancelled = self.device.cancelled
         self.device = other
         self.variant = self._chosen(other)
+        self._resident = resident(self.bundle.manifest, self.variant, other.memory_bytes)
         self.prompts.clear()
         return True
 
@@ -335,8 +336,8 @@ class Pipeline:
 
     def _leave_stage(self) -> None:
         """A model that fills the memory gives way to the next stage; a small one stays for the next video."""
-        if not self._resident:
-            self._release()
+        for component in [name for name in self._engines if name not in self._resident]:
+            self._engines.pop(component).close()
 
     def _release(self) -> None:
         for engine in self._engines.values():

@@ -16,6 +16,7 @@ from kinograph.cli import main
 from kinograph.errors import MemoryLimitError, RequestError
 from kinograph.runtime import prompts
 from kinograph.runtime.pipeline import Pipeline
+from kinograph.runtime.variants import resident
 
 RED, BLUE = "a red ball moves left", "a blue star circles"
 SHORT = {"width": 64, "height": 64, "num_frames": 5, "num_inference_steps": 2}
@@ -34,8 +35,24 @@ def watched(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Opened:
         return real(bundle, component, precision)
 
     monkeypatch.setattr(pipe.device, "open", open_)
-    monkeypatch.setattr(pipe, "_resident", False)  # as where the model fills the memory
+    monkeypatch.setattr(pipe, "_resident", frozenset())  # as where the model fills the memory
     return opened
+
+
+def test_the_text_encoder_gives_way_to_what_every_video_needs() -> None:
+    with kinograph.load("starter", device="cpu") as pipe:
+        manifest, variants = pipe.bundle.manifest, pipe.variant
+        others = set(variants) - {"text_encoder"}
+        weights = {name: manifest.components[name].variants[variants[name]].weights for name in variants}
+        total = sum(manifest.files[path].size for path in {path for paths in weights.values() for path in paths})
+        text = manifest.files[weights["text_encoder"][0]].size
+        assert resident(manifest, variants, 4 * total) == set(variants)
+        assert resident(manifest, variants, 4 * total - 4) == others
+        assert resident(manifest, variants, 4 * (total - text)) == others
+        assert resident(manifest, variants, 4 * (total - text) - 4) == set()
+        pipe._resident = frozenset(others)
+        pipe(RED, **SHORT)
+        assert pipe._engines.keys() == {"step", "decoder_first", "decoder_next"}
 
 
 @pytest.fixture
