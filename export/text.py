@@ -57,6 +57,7 @@ def trace_umt5(folder: Path, dtype: torch.dtype) -> Traced:
             ["embeddings"],
             axes={"L": 24},
             sources={"encoder.": UMT5Weights(folder)},
+            key=("umt5", config.to_json_string(use_diff=False), dtype),
         )
 
 
