@@ -37,5 +37,5 @@ def embed(bundle: str, as_json: bool, opened: Mapping[str, Any], **options: Any)
         return
     click.echo(
         f"{escape(report['output'])}: {report['prompts']} prompts, {report['new']} of them new, {report['variant']} "
-        f"text encoder, {report['bytes'] / 1e6:.1f} MB"
+        f"text encoder, {report['bytes'] / 1e3:.0f} kB"
     )
