@@ -19,6 +19,7 @@ _TEXT_ENCODER = "text_encoder"
 
 
 def check_components(manifest: Manifest) -> None:
+    """Raises BundleError where a bundle lacks what every video needs."""
     needed = {"text_encoder", "decoder_first", "decoder_next", *(expert.component for expert in manifest.experts)}
     if missing := sorted(needed - manifest.components.keys()):
         raise BundleError(f"{manifest.name} has no {', '.join(missing)}, which making a video needs. Export it again.")
