@@ -29,9 +29,10 @@ def embed(bundle: str, as_json: bool, opened: Mapping[str, Any], **options: Any)
     There `generate --embedded FILE` makes the same video of them without it. FILE gets those that it has not; nobody
     can read a prompt from it, though who guesses one can tell that it is there.
     """
+    from kinograph.console.embed import EmbedJob
     from kinograph.console.embed import embed as run
 
-    report = run(bundle, opened=opened, **options)
+    report = run(EmbedJob(bundle=bundle, opened=opened, **options))
     if as_json:
         click.echo(json_text(report))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import kinograph
 from kinograph.console.calibrate import read_prompts as read_lines
@@ -13,36 +13,41 @@ from kinograph.errors import OutputError, UsageError
 from kinograph.runtime.output import check_target
 from kinograph.runtime.prompts import write_prompts
 
-__all__ = ["embed"]
+__all__ = ["EmbedJob", "embed"]
 
 
-def embed(
-    bundle: str,
-    prompts: Sequence[str],
-    file: str | None,
-    negative: Sequence[str],
-    output: str,
-    force: bool,
-    opened: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Embed what the file `output` has not, and write it; with `force` anew. Returns the report that `--json` prints.
+class EmbedJob(NamedTuple):
+    """What one `embed` is to do: `prompts`, and those of a `file`, by the bundle as it is `opened`, into `output`.
 
-    Negative prompts are the bundle's, where it guides, and those of `negative`.
+    Negative prompts are the bundle's, where it guides, and those of `negative`. With `force` a file is made anew.
     """
+
+    bundle: str
+    prompts: Sequence[str]
+    file: str | None
+    negative: Sequence[str]
+    output: str
+    force: bool
+    opened: Mapping[str, Any]
+
+
+def embed(job: EmbedJob) -> dict[str, Any]:
+    """Embed what the file has not, and write it; returns the report that `--json` prints."""
+    output = job.output
     if not output.endswith(".safetensors"):
         raise OutputError(f"the prompts {output!r} must be .safetensors. Use -o prompts.safetensors")
-    asked = [*prompts, *(read_lines(file) or ())]
+    asked = [*job.prompts, *(read_lines(job.file) or ())]
     if not asked:
         raise UsageError("there is no prompt. Give some in quotes, or a file with --prompts")
-    there = Path(output).exists() and not force
-    check_target(output, force or there)
-    with kinograph.load(bundle, **opened, embedded=output if there else None) as pipe:
+    there = Path(output).exists() and not job.force
+    check_target(output, job.force or there)
+    with kinograph.load(job.bundle, **job.opened, embedded=output if there else None) as pipe:
         manifest, variant = pipe.bundle.manifest, pipe.variant["text_encoder"]
-        wanted = opened["variant"]
+        wanted = job.opened["variant"]
         if there and wanted in manifest.components["text_encoder"].variants and wanted != variant:
             raise UsageError(f"{output} has prompts of the {variant} text encoder. Leave out --variant, or use --force")
         guided = any(expert.guidance_scale > 1 for expert in manifest.experts)
-        every = [*asked, *negative, *([manifest.defaults.negative_prompt] if guided else [])]
+        every = [*asked, *job.negative, *([manifest.defaults.negative_prompt] if guided else [])]
         before = pipe.prompts.given if there else {}
         rows = pipe.embed(every)
         if rows.keys() - before.keys() or not there:

@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import av
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +135,7 @@ class _Job:
             try:
                 path = write_attachment(self.folder, number, what, frames, self._request.fps or default_fps)
                 self._files.append((what, str(path)))
-            except (OSError, ValueError) as exc:
+            except (OSError, ValueError, av.error.FFmpegError) as exc:
                 self._error = self._error or OutputError(
                     f"what was handed over for {what.field} cannot be kept in {self.folder.parent}: {exc}. "
                     "Make room there, or set TMPDIR"
@@ -204,6 +205,8 @@ class _Desk:
             last = exc
         except OSError as exc:
             last = OutputError(f"there is no place for what is handed over: {exc}. Set TMPDIR to one")
+        except Exception as exc:  # who waits for a job would wait for ever
+            last = _internal(exc)
         if last is None:  # the host has gone, and nobody waits for anything
             self._cancel()
         self._waiting.put(last)
@@ -272,12 +275,16 @@ def _answer(job: _Job, pipe: kinograph.Pipeline, host: _Host) -> None:
     except ConnectionError:
         raise
     except Exception as exc:
-        if os.environ.get("KINOGRAPH_DEBUG") == "1":
-            traceback.print_exc()
-        said = f"internal error: {type(exc).__name__}: {exc}. Set KINOGRAPH_DEBUG=1 for the traceback"
-        host.say("error", code=KinographError.exit_code, message=said)
+        host.say("error", code=KinographError.exit_code, message=str(_internal(exc)))
     else:
         host.say("done", **report)
+
+
+def _internal(exc: Exception) -> KinographError:
+    """What is told of a fault of our own."""
+    if os.environ.get("KINOGRAPH_DEBUG") == "1":
+        traceback.print_exc()
+    return KinographError(f"internal error: {type(exc).__name__}: {exc}. Set KINOGRAPH_DEBUG=1 for the traceback")
 
 
 def _make(job: _Job, pipe: kinograph.Pipeline, host: _Host) -> dict[str, Any]:

@@ -164,8 +164,7 @@ class Pipeline:
         one after the other: those windows are not made again, and the result is what that run's would have been.
         """
         request = self.resolve(request)
-        if self._running:
-            raise UsageError("this pipeline is already making a video. Finish or close that run, or load a second one.")
+        self._check_idle()
         self._running = True
         self.device.cancelled = False
         try:
@@ -188,8 +187,9 @@ class Pipeline:
     def embed(self, prompts: Iterable[str]) -> dict[str, Latents]:
         """Prompts as the transformer reads them, as `write_prompts` takes them: float32 [L', D] each, L' its tokens.
 
-        Raises RequestError for a prompt that is too long.
+        Raises RequestError for a prompt that is too long, UsageError while a video is made.
         """
+        self._check_idle()
         every = list(prompts)
         for prompt in every:
             self._tokenizer.encode(prompt)
@@ -325,6 +325,10 @@ class Pipeline:
         self._resident = resident(self.bundle.manifest, self.variant, other.memory_bytes)
         self.prompts.clear()
         return True
+
+    def _check_idle(self) -> None:
+        if self._running:
+            raise UsageError("this pipeline is already making a video. Finish or close that run, or load a second one.")
 
     def _chosen(self, device: Device) -> dict[str, str]:
         return choose_variants(self.bundle.manifest, self._asked, device) | self._text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import shutil
@@ -14,19 +13,14 @@ import pytest
 from kinograph.runtime.locate import starter_bundle
 
 
-@pytest.fixture(scope="session", autouse=True)
-def every_trace() -> None:
-    """Keep whatever has been traced: the kinds share their autoencoders, and tracing is most of an export."""
-    with contextlib.suppress(ImportError):  # without the export extra
-        from kinograph.export import trace
-
-        trace._exported = functools.lru_cache(maxsize=None)(trace._exported.__wrapped__)  # type: ignore[assignment]
-
-
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A random checkpoint of a Wan kind in diffusers layout."""
     pytest.importorskip("diffusers")
+    from kinograph.export import trace
+
+    # Keep whatever is traced from now on: the kinds share their autoencoders, and tracing is most of an export.
+    trace._exported = functools.lru_cache(maxsize=None)(trace._exported.__wrapped__)  # type: ignore[assignment]
     root = tmp_path_factory.mktemp("checkpoints")
 
     @functools.cache

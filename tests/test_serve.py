@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 
 import kinograph
+from kinograph.console.serve import _Desk
+from kinograph.errors import KinographError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -247,6 +249,16 @@ def test_a_bundle_that_is_refused_is_told(tmp_path: Path) -> None:
         last, _ = server.hear()
         assert (last["type"], last["code"]) == ("error", 4)
         assert server.end() == (4, "")
+
+
+def test_a_fault_while_listening_is_told_and_not_waited_for() -> None:
+    class Faulty:
+        def line(self) -> bytes:
+            raise RuntimeError("no such luck")
+
+    said = pytest.raises(KinographError, match="internal error: RuntimeError: no such luck")
+    with kinograph.load("starter-few-steps", device="cpu") as pipe, said:
+        next(_Desk(Faulty(), pipe).jobs())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("attachments", [0, 1])

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import kinograph
 from kinograph.cli import main
-from kinograph.errors import MemoryLimitError, RequestError
+from kinograph.errors import MemoryLimitError, RequestError, UsageError
 from kinograph.runtime import prompts
 from kinograph.runtime.pipeline import Pipeline
 from kinograph.runtime.variants import resident
@@ -78,6 +78,15 @@ def test_a_prompt_is_embedded_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPat
     pipe.prompts.clear()
     assert np.array_equal(pipe(RED, **SHORT).frames, first)
     assert opened.count("text_encoder") == 3
+
+
+def test_nothing_is_embedded_beside_a_run(pipe: Pipeline) -> None:
+    run = pipe.run(kinograph.Request(prompt=RED, **SHORT))
+    next(run)
+    with pytest.raises(UsageError, match="already making a video"):
+        pipe.embed([BLUE])
+    run.close()
+    assert len(pipe.embed([BLUE])) == 1
 
 
 def test_the_oldest_are_forgotten_first(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
