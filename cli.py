@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -102,9 +103,23 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
+def _show_cpp(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(str(Path(__file__).resolve().parent / "runtime" / "cpp"))
+        ctx.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
+@click.option(
+    "--cpp",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_cpp,
+    help="Show the folder of the library for C and C++, for cmake -S.",
 )
 def kinograph() -> None:
     """Text-to-video diffusion models without PyTorch: export once, generate anywhere.

@@ -26,7 +26,7 @@ from kinograph.manifest import Component, Engine, Manifest
 
 __all__ = ["Bundle", "BundleWriter", "verify"]
 
-Progress = Callable[[str, int], None]
+Progress = Callable[[int, int], None]
 
 _MAX_MANIFEST_BYTES = 16 << 20
 
@@ -49,12 +49,16 @@ class Bundle:
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, hard_links: bool = False) -> Bundle:
+    def open(
+        cls, path: str | os.PathLike[str], *, hard_links: bool = False, progress: Progress | None = None
+    ) -> Bundle:
         """The bundle at `path`, verified. Raises BundleError, which lists what is wrong, where anything is.
 
         `hard_links` admits files with several names: some package installers link what they install from their cache.
+        `progress` is called with how many bytes are hashed so far, and how many there are: one call at a time, from
+        other threads than the caller's. What it raises ends the opening.
         """
-        return _open(path, None, hard_links)
+        return _open(path, progress, hard_links)
 
     def read(self, name: str) -> bytes:
         """The content of a small file, a graph or a tokenizer; for weights use `map`.
@@ -142,8 +146,7 @@ class Bundle:
 def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Manifest:
     """Verify the bundle at `path` as opening it does, and return its manifest. Raises BundleError.
 
-    `progress` is called with a file's name and how many of its bytes are hashed so far, one call at a time, from other
-    threads than the caller's.
+    `progress` is called as by `Bundle.open`.
     """
     with _open(path, progress) as bundle:
         return bundle.manifest
@@ -161,13 +164,14 @@ def _open(path: str | os.PathLike[str], progress: Progress | None, hard_links: b
             manifest = parse_manifest(data)
         except ManifestError as exc:
             raise refusal(folder, exc.problems, *([exc.advice] if exc.advice else [])) from exc
-        files = _verified_files(folder, root, manifest, progress, hard_links)
+        walk = Walk(root, manifest.files, ignore=(MANIFEST_NAME,), hard_links=hard_links)
     except OSError as exc:
         where = printable(exc.filename or MANIFEST_NAME)
         raise refusal(folder, [f"{where} cannot be read: {exc.strerror}"]) from exc
     finally:
         os.close(root)
-    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), files)
+    _check_files(folder, walk, manifest, progress)
+    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), walk.files)
 
 
 def _why_no_folder(folder: Path, error: OSError | ValueError) -> str:
@@ -195,17 +199,14 @@ def _manifest_bytes(folder: Path, root: int, hard_links: bool) -> bytes:
         os.close(file.fd)
 
 
-def _verified_files(
-    folder: Path, root: int, manifest: Manifest, progress: Progress | None, hard_links: bool
-) -> dict[str, OpenFile]:
-    """Every listed file, open and verified. Raises BundleError or OSError, with everything closed again."""
-    walk = Walk(root, manifest.files, ignore=(MANIFEST_NAME,), hard_links=hard_links)
+def _check_files(folder: Path, walk: Walk, manifest: Manifest, progress: Progress | None) -> None:
+    """Verify what was opened. Raises BundleError, or what `progress` raises, with everything closed again."""
     try:
         # Each stage trusts what the one before has established, and names all it finds.
         for problems in (
             _tree_problems(walk, manifest),
             _hash_problems(walk.files, manifest, progress),
-            content_problems(manifest, walk.files),
+            _content_problems(walk.files, manifest),
         ):
             found = list(problems)
             if found:
@@ -213,7 +214,6 @@ def _verified_files(
     except BaseException:
         walk.close()
         raise
-    return walk.files
 
 
 def _tree_problems(walk: Walk, manifest: Manifest) -> Iterator[str]:
@@ -227,9 +227,23 @@ def _tree_problems(walk: Walk, manifest: Manifest) -> Iterator[str]:
 
 
 def _hash_problems(files: dict[str, OpenFile], manifest: Manifest, progress: Progress | None) -> Iterator[str]:
-    for name, digest in hash_files(files, progress).items():
+    try:
+        digests = hash_files(files, progress)
+    except OSError as exc:
+        if exc.filename not in files:  # what `progress` raised
+            raise
+        yield f"{printable(exc.filename)} cannot be read: {exc.strerror}"
+        return
+    for name, digest in digests.items():
         expected = manifest.files[name].sha256
         if digest != expected:
             yield f"{printable(name)} was altered: its sha256 is {digest[:16]}…, expected {expected[:16]}…"
         elif not files[name].unchanged():
             yield f"{printable(name)} changed while it was being verified"
+
+
+def _content_problems(files: dict[str, OpenFile], manifest: Manifest) -> Iterator[str]:
+    try:
+        yield from content_problems(manifest, files)
+    except OSError as exc:  # of a disk that gives way just now: all of it has been read before
+        yield f"its graphs or its tokenizer cannot be read: {exc.strerror}"

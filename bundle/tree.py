@@ -156,29 +156,35 @@ def _unlisted(path: str) -> str:
     return f"is {'hidden, and ' if hidden else ''}not listed in the manifest"
 
 
-def hash_files(files: Mapping[str, OpenFile], progress: Callable[[str, int], None] | None = None) -> dict[str, str]:
+def _chunks(file: OpenFile, name: str) -> Iterator[memoryview]:
+    try:
+        yield from file.chunks()
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, name) from exc
+
+
+def hash_files(files: Mapping[str, OpenFile], progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
     """The sha256 of each file, in hexadecimal. Several files at a time, with a few MB of memory each.
 
-    `progress` receives a file's name and how many bytes of it are hashed so far; its calls never overlap. Raises
-    OSError, with the file's name as `filename`.
+    `progress` receives how many bytes are hashed so far, and how many there are; its calls never overlap. Raises
+    OSError, with the file's name as `filename`, and what `progress` raises.
     """
     stop = threading.Event()
     lock = threading.Lock()
+    total = sum(file.size for file in files.values())
+    done = 0
 
     def one(name: str) -> str:
+        nonlocal done
         digest = hashlib.sha256()
-        done = 0
-        try:
-            for chunk in files[name].chunks():
-                if stop.is_set():
-                    break
-                digest.update(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    with lock:
-                        progress(name, done)
-        except OSError as exc:
-            raise OSError(exc.errno, exc.strerror, name) from exc
+        for chunk in _chunks(files[name], name):
+            if stop.is_set():
+                break
+            digest.update(chunk)
+            if progress is not None:
+                with lock:
+                    done += len(chunk)
+                    progress(done, total)
         return digest.hexdigest()
 
     # Largest first: the last one running decides how long it takes.

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import device_options, force_option, json_option
-from kinograph.console import json_text
+from kinograph.commands.options import device_options, force_option, json_option, progress_options
+from kinograph.console import Console, json_text
 from kinograph.errors import escape
 
 __all__ = ["embed"]
@@ -23,7 +23,8 @@ __all__ = ["embed"]
 @force_option
 @json_option
 @device_options
-def embed(bundle: str, as_json: bool, opened: Mapping[str, Any], **options: Any) -> None:
+@progress_options
+def embed(bundle: str, as_json: bool, opened: Mapping[str, Any], console: Console, **options: Any) -> None:
     """Keep prompts as BUNDLE's transformer reads them, for a machine that its text encoder does not fit in.
 
     There `generate --embedded FILE` makes the same video of them without it. FILE gets those that it has not; nobody
@@ -32,7 +33,8 @@ def embed(bundle: str, as_json: bool, opened: Mapping[str, Any], **options: Any)
     from kinograph.console.embed import EmbedJob
     from kinograph.console.embed import embed as run
 
-    report = run(EmbedJob(bundle=bundle, opened=opened, **options))
+    with console:
+        report = run(EmbedJob(bundle=bundle, opened=opened, **options), console)
     if as_json:
         click.echo(json_text(report))
         return

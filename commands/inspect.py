@@ -45,11 +45,4 @@ def _verified(bundle: str | None, console: Console) -> Any:
     from kinograph.runtime.locate import find_bundle
 
     with console:
-        console.start_stage("verify", unit="MB")
-        hashed: dict[str, int] = {}
-
-        def progress(name: str, done: int) -> None:
-            hashed[name] = done
-            console.update(sum(list(hashed.values())) / 1e6)
-
-        return run(find_bundle(bundle), progress)
+        return run(find_bundle(bundle), console.start_bytes("verify"))

@@ -105,6 +105,11 @@ class Console:
             self.start_stage(stage, total)
         self.update(done, total)
 
+    def start_bytes(self, name: str) -> Callable[[int, int], None]:
+        """Begin stage `name`, and return what is told how many bytes are done, of how many."""
+        self.start_stage(name, unit="MB")
+        return lambda done, total: self.update(done / 1e6, total / 1e6)
+
     def end_stage(self) -> None:
         """End the running stage, if there is one."""
         if self._current is None:

@@ -54,8 +54,7 @@ def batch(job: BatchJob, console: Console) -> Iterator[dict[str, Any]]:
     Raises UsageError where a line is no request, before anything is made.
     """
     wanted = list(_wanted(job))
-    console.start_stage("load")
-    with kinograph.load(job.bundle, **job.opened) as pipe:
+    with kinograph.load(job.bundle, **job.opened, progress=console.start_bytes("load")) as pipe:
         console.end_stage()
         for number, one in wanted:
             yield {"line": number} | _made(one, pipe, console)

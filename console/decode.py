@@ -35,8 +35,8 @@ def decode(job: DecodeJob, console: Console) -> int:
     if job.audio is not None:
         check_audio(job.audio, job.output)
     values, about = read_latents(Path(job.latents))
-    console.start_stage("load")
-    with kinograph.load(job.bundle, device=job.device, variant=job.variant) as pipe:
+    progress = console.start_bytes("load")
+    with kinograph.load(job.bundle, device=job.device, variant=job.variant, progress=progress) as pipe:
         geometry, fps = pipe.bundle.manifest.geometry, job.fps or pipe.bundle.manifest.defaults.fps
         height, width = (side * geometry.spatial for side in values.shape[-2:])
         console.start_stage("decode", None, "frames")

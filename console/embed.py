@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import kinograph
+from kinograph.console import Console
 from kinograph.console.calibrate import read_prompts as read_lines
 from kinograph.errors import OutputError, UsageError
 from kinograph.runtime.output import check_target
@@ -31,7 +32,7 @@ class EmbedJob(NamedTuple):
     opened: Mapping[str, Any]
 
 
-def embed(job: EmbedJob) -> dict[str, Any]:
+def embed(job: EmbedJob, console: Console) -> dict[str, Any]:
     """Embed what the file has not, and write it; returns the report that `--json` prints."""
     output = job.output
     if not output.endswith(".safetensors"):
@@ -41,7 +42,8 @@ def embed(job: EmbedJob) -> dict[str, Any]:
         raise UsageError("there is no prompt. Give some in quotes, or a file with --prompts")
     there = Path(output).exists() and not job.force
     check_target(output, job.force or there)
-    with kinograph.load(job.bundle, **job.opened, embedded=output if there else None) as pipe:
+    opened = {**job.opened, "embedded": output if there else None}
+    with kinograph.load(job.bundle, **opened, progress=console.start_bytes("load")) as pipe:
         manifest, variant = pipe.bundle.manifest, pipe.variant["text_encoder"]
         wanted = job.opened["variant"]
         if there and wanted in manifest.components["text_encoder"].variants and wanted != variant:
@@ -49,7 +51,8 @@ def embed(job: EmbedJob) -> dict[str, Any]:
         guided = any(expert.guidance_scale > 1 for expert in manifest.experts)
         every = [*asked, *job.negative, *([manifest.defaults.negative_prompt] if guided else [])]
         before = pipe.prompts.given if there else {}
-        rows = pipe.embed(every)
+        console.start_stage("embed", len(every), "prompts")
+        rows = pipe.embed(every, console.update)
         if rows.keys() - before.keys() or not there:
             write_prompts(Path(output), pipe.bundle, manifest, variant, before | rows)
     return {

@@ -76,9 +76,8 @@ def generate(job: Job, console: Console) -> list[dict[str, Any]]:
     """
     jobs = _of_each_seed(job)
     sidecars = [check_job(one) for one in jobs]
-    console.start_stage("load")
     reports, rows = [], []
-    with kinograph.load(job.bundle, **job.opened) as pipe:
+    with kinograph.load(job.bundle, **job.opened, progress=console.start_bytes("load")) as pipe:
         for one, sidecar in zip(jobs, sidecars, strict=True):
             report, frames = make_video(one, pipe, sidecar, console)
             reports.append(report)

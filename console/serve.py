@@ -235,7 +235,9 @@ def serve(bundle: str | None, opened: Mapping[str, Any]) -> int:
     warnings.showwarning = lambda message, *_, **__: host.say("warning", message=str(message))
     try:
         try:
-            with kinograph.load(bundle, **opened) as pipe:
+            with _console(host) as console:
+                pipe = kinograph.load(bundle, **opened, progress=console.start_bytes("load"))
+            with pipe:
                 host.say("ready", **_about(pipe))
                 with closing(_Desk(host, pipe)) as desk:
                     for job in desk.jobs():
@@ -295,7 +297,7 @@ def _make(job: _Job, pipe: kinograph.Pipeline, host: _Host) -> dict[str, Any]:
     told = job.told(request)
     shown = 0
     with ExitStack() as stack:
-        console = stack.enter_context(Console(None, lambda what: host.say("stage", **what)))
+        console = stack.enter_context(_console(host))
         writer = stack.enter_context(_writer(asked, request, pipe.metadata(told))) if asked.output is not None else None
         progress = Progress(console, float(request.fps or 1))
         for event in stack.enter_context(closing(pipe.run(request))):
@@ -311,6 +313,11 @@ def _make(job: _Job, pipe: kinograph.Pipeline, host: _Host) -> dict[str, Any]:
             elif isinstance(event, kinograph.StepDone) and asked.previews and event.preview is not None:
                 host.say("preview", event.preview(), step=event.index, steps=event.total)
     return video_report(pipe, told, shown)
+
+
+def _console(host: _Host) -> Console:
+    """Tells the host of every stage."""
+    return Console(None, lambda what: host.say("stage", **what))
 
 
 def _writer(asked: _Generate, request: Request, metadata: Mapping[str, str]) -> VideoWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from kinograph.bundle import Bundle
@@ -46,10 +47,10 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Path:
     )
 
 
-def open_bundle(path: str | os.PathLike[str] | None) -> Bundle:
-    """Find, verify and open a bundle. Raises BundleError.
+def open_bundle(path: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None = None) -> Bundle:
+    """Find, verify and open a bundle, with `progress` as of `Bundle.open`. Raises BundleError.
 
     The built-in models came with the package, whose installer may have hard-linked them.
     """
     folder = find_bundle(path)
-    return Bundle.open(folder, hard_links=folder in map(starter_bundle, BUILT_IN))
+    return Bundle.open(folder, hard_links=folder in map(starter_bundle, BUILT_IN), progress=progress)

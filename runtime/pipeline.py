@@ -78,16 +78,20 @@ def load(
     cuda_graphs: bool = True,
     weight_budget: int | None = None,
     embedded: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Pipeline:
     """Open a bundle: a folder, a name looked up in KINOGRAPH_BUNDLES, or None for the built-in starter model.
 
     `device` is auto, cpu, cuda or cuda:N; `variant` a precision the bundle has, by default the best for the device.
     Without `cuda_graphs` a GPU runs the loop a step at a time. `weight_budget` is the most bytes of a component's
     weights that TensorRT keeps on the GPU: the rest stays in the host's memory, and every step copies it over. What the
-    file `embedded` has of prompts, which `kinograph embed` writes, needs no text encoder. Every file of the bundle is
-    verified first. Raises BundleError, UsageError, EngineError, or RequestError where the prompts are another bundle's.
+    file `embedded` has of prompts, which `kinograph embed` writes, needs no text encoder.
+
+    Every file of the bundle is verified first: `progress` is called with how many bytes are so far, and how many there
+    are, one call at a time and from other threads; what it raises ends the opening, and is raised. Raises BundleError,
+    UsageError, EngineError, or RequestError where the prompts are another bundle's.
     """
-    bundle, settings = open_bundle(path), Settings(cuda_graphs, weight_budget)
+    bundle, settings = open_bundle(path, progress), Settings(cuda_graphs, weight_budget)
     try:
         fall_back = partial(open_next, settings=settings) if chosen_name(device) == "auto" else None
         given = None if embedded is None else read_prompts(Path(embedded), bundle, bundle.manifest)
@@ -184,10 +188,11 @@ class Pipeline:
         """
         self.device.cancelled = True
 
-    def embed(self, prompts: Iterable[str]) -> dict[str, Latents]:
+    def embed(self, prompts: Iterable[str], progress: Callable[[int, int], None] | None = None) -> dict[str, Latents]:
         """Prompts as the transformer reads them, as `write_prompts` takes them: float32 [L', D] each, L' its tokens.
 
-        Raises RequestError for a prompt that is too long, UsageError while a video is made.
+        `progress` is called with how many are done, of how many. Raises RequestError for a prompt that is too long,
+        UsageError while a video is made.
         """
         self._check_idle()
         every = list(prompts)
@@ -199,9 +204,11 @@ class Pipeline:
                 pass
         self.device.cancelled = False
         found: dict[str, Latents] = {}
-        for prompt in every:
+        for number, prompt in enumerate(every, 1):
             self.prompts.rows(self.device, lambda: self._engine("text_encoder"), [prompt])
             found |= self.prompts.embedded([prompt])
+            if progress is not None:
+                progress(number, len(every))
         self._leave_stage()
         return found
 

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,8 +102,14 @@ class FakePipeline:
 
 
 def fake_load(
-    path: str | None = None, *, device: str = "auto", variant: str | None = None, **settings: object
+    path: str | None = None,
+    *,
+    progress: Callable[[int, int], None],
+    device: str = "auto",
+    variant: str | None = None,
+    **settings: object,
 ) -> FakePipeline:
+    progress(2_000_000, 2_000_000)
     if path not in (None, "fake"):
         raise errors.BundleError(f"no bundle at {path}")
     if device == "cuda":
@@ -377,7 +384,7 @@ def test_inspect_and_verify(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def verify(path: Path, progress: Any) -> manifest.Manifest:
-        progress("s.bin", 1000)
+        progress(1000, 2000)
         return MANIFEST
 
     monkeypatch.setattr("kinograph.bundle.verify", verify)
@@ -453,3 +460,11 @@ def test_the_peak_of_memory_is_the_own_one() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     found = subprocess.run([sys.executable, "-c", outer], env=environment, capture_output=True, check=True)
     assert 1 << 20 < int(found.stdout) < 300 << 20
+
+
+def test_where_the_library_for_c_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cpp"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert (folder / "CMakeLists.txt").is_file()
+    settings = tomllib.loads((folder.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-data"]["kinograph.runtime"] == ["cpp/**/*"]

@@ -55,6 +55,14 @@ class Server:
         message = json.loads(self.stdout.readline())
         return message, self.stdout.read(message.get("bytes", 0))
 
+    def ready(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The message that the bundle is open, and how that went on before."""
+        told = []
+        while (message := self.hear()[0])["type"] == "stage":
+            told.append(message)
+        assert message["type"] == "ready"
+        return message, [one for one in told if "done" in one]
+
     def answer(self) -> tuple[list[dict[str, Any]], Pixels | None]:
         """All messages up to the last of a video, and its frames [T, H, W, 3]."""
         messages, frames = [], []
@@ -85,7 +93,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for server in serving(tmp_path_factory.mktemp("serve")):
-        assert server.hear()[0]["type"] == "ready"
+        server.ready()
         yield server
         assert server.end() == (0, "")
         assert list(server.folder.iterdir()) == []
@@ -103,7 +111,9 @@ def reference(**fields: Any) -> Pixels:
 
 
 def test_it_says_what_it_has(own: Server) -> None:
-    ready, _ = own.hear()
+    ready, told = own.ready()
+    assert [(one["stage"], one["unit"]) for one in told] == [("load", "MB")] * len(told)
+    assert told[0]["done"] == 0 and told[-1]["done"] == told[-1]["total"] > 10
     assert (ready["protocol"], ready["bundle"], ready["image_required"]) == (1, "starter-few-steps", False)
     assert (ready["defaults"]["num_frames"], ready["variant"]["step"]) == (33, "fp16")
     assert own.end() == (0, "")
@@ -236,7 +246,7 @@ def test_several_are_made_in_turn_and_cancelled_together(server: Server) -> None
     ],
 )
 def test_what_is_no_message_ends_it(line: bytes, said: str, own: Server) -> None:
-    own.hear()
+    own.ready()
     own.say(line)
     last, _ = own.hear()
     assert (last["type"], last["code"]) == ("error", 2)
@@ -246,7 +256,8 @@ def test_what_is_no_message_ends_it(line: bytes, said: str, own: Server) -> None
 
 def test_a_bundle_that_is_refused_is_told(tmp_path: Path) -> None:
     for server in serving(tmp_path, str(tmp_path)):
-        last, _ = server.hear()
+        while (last := server.hear()[0])["type"] == "stage":
+            pass
         assert (last["type"], last["code"]) == ("error", 4)
         assert server.end() == (4, "")
 
@@ -263,7 +274,7 @@ def test_a_fault_while_listening_is_told_and_not_waited_for() -> None:
 
 @pytest.mark.parametrize("attachments", [0, 1])
 def test_a_host_that_goes_ends_it(attachments: int, own: Server) -> None:
-    own.hear()
+    own.ready()
     film = {"field": "before", "frames": 90, "width": 64, "height": 64}
     own.ask(LONG, bytes(64 * 64 * 40) * attachments, attachments=[film] * attachments)
     if not attachments:
@@ -274,8 +285,13 @@ def test_a_host_that_goes_ends_it(attachments: int, own: Server) -> None:
     assert list(own.folder.iterdir()) == []
 
 
+def test_a_host_that_goes_while_it_opens_ends_it(own: Server) -> None:
+    own.stdout.close()
+    assert own.process.wait(60) == 0
+
+
 def test_a_host_that_reads_no_more_ends_it(own: Server) -> None:
-    own.hear()
+    own.ready()
     own.stdout.close()
     own.ask(SHORT)
     assert own.process.wait(60) == 0
@@ -283,7 +299,7 @@ def test_a_host_that_reads_no_more_ends_it(own: Server) -> None:
 
 
 def test_sigterm_ends_it_and_leaves_nothing(own: Server) -> None:
-    own.hear()
+    own.ready()
     own.ask(LONG, bytes(64 * 64 * 3), attachments=[{"field": "images", "width": 64, "height": 64}])
     while own.hear()[0].get("unit") != "steps":
         pass

@@ -13,7 +13,9 @@ int main(int argc, char **argv) {
     try {
         kinograph_options options{};
         options.bundle = argv[1];
-        kinograph::Pipeline pipeline(options);
+        kinograph::Pipeline pipeline(options, [](const char *stage, double done, double total, const char *unit) {
+            if (total > 0) std::cerr << stage << ": " << done << " of " << total << " " << unit << "\n";
+        });
         const std::string prompt = argv[2];
 
         std::vector<std::uint8_t> pixels;

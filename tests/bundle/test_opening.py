@@ -42,13 +42,14 @@ def test_what_is_not_there_is_named(bundle: Path) -> None:
 
 
 def test_verify_reports_every_byte(bundle: Path) -> None:
-    done: dict[str, int] = {}
-    manifest = verify(bundle, lambda name, count: done.update({name: count}))
-    assert done == {name: file.size for name, file in manifest.files.items()}
+    told: list[tuple[int, int]] = []
+    manifest = verify(bundle, lambda *counts: told.append(counts))
+    total = sum(file.size for file in manifest.files.values())
+    assert told == sorted(told) and {count for _, count in told} == {total} and told[-1][0] == total
 
 
 def test_an_error_in_the_progress_callback_reaches_the_caller(bundle: Path) -> None:
-    def fail(name: str, count: int) -> None:
+    def fail(done: int, total: int) -> None:
         raise RuntimeError("from the callback")
 
     with pytest.raises(RuntimeError, match="from the callback"):

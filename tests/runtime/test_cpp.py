@@ -29,6 +29,9 @@ PROMPT = "a red ball moves left"
 SHORT = {"width": 64, "height": 64, "num_frames": 5, "num_inference_steps": 2}
 
 
+PROGRESS = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_double, c.c_double, c.c_char_p)
+
+
 class Options(c.Structure):
     _fields_ = (
         ("command", c.c_char_p),
@@ -37,6 +40,8 @@ class Options(c.Structure):
         ("variant", c.c_char_p),
         ("weight_budget", c.c_uint64),
         ("no_cuda_graph", c.c_int),
+        ("progress", PROGRESS),
+        ("user", c.c_void_p),
     )
 
 
@@ -53,7 +58,6 @@ class Frames(c.Structure):
 
 
 FRAMES = c.CFUNCTYPE(c.c_int, c.c_void_p, c.POINTER(Frames))
-PROGRESS = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_double, c.c_double, c.c_char_p)
 PREVIEW = c.CFUNCTYPE(c.c_int, c.c_void_p, c.POINTER(Pictures), c.c_uint64, c.c_uint64)
 WARNING = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p)
 
@@ -125,13 +129,13 @@ class Library:
     def error(self) -> str:
         return str(self.c.kinograph_error().decode())
 
-    def open(self, **options: str) -> tuple[int, c.c_void_p]:
+    def open(self, progress: Callable[..., int] | None = None, **options: str) -> tuple[int, c.c_void_p]:
         pipeline = c.c_void_p()
         given = {"command": str(COMMAND), "bundle": "starter-few-steps", "device": "cpu"} | options
-        status = self.c.kinograph_open(
-            c.byref(Options(**{name: value.encode() for name, value in given.items()})), c.byref(pipeline)
-        )
-        return status, pipeline
+        asked = Options(**{name: value.encode() for name, value in given.items()})
+        if progress is not None:
+            asked.progress = PROGRESS(progress)
+        return self.c.kinograph_open(c.byref(asked), c.byref(pipeline)), pipeline
 
     def request(self, prompt: str = PROMPT, **fields: Any) -> c.c_void_p:
         request = c.c_void_p(self.c.kinograph_request_new(prompt.encode()))
@@ -333,6 +337,24 @@ def test_what_cannot_be_opened(library: Library, tmp_path: Path) -> None:
         assert said in library.error()
 
 
+def children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()))
+
+
+def test_opening_is_told_of_and_can_be_given_up(library: Library) -> None:
+    told: list[tuple[Any, ...]] = []
+    status, pipeline = library.open(progress=lambda _, *what: told.append(what) or 0)
+    assert status == OK, library.error()
+    library.c.kinograph_close(pipeline)
+    assert told[0] == (b"load", 0, -1, b"MB")
+    assert told[-1][1] == told[-1][2] > 10
+    before = children()
+    status, pipeline = library.open(progress=lambda *_: 1)
+    assert (status, pipeline.value) == (CANCELLED, None)
+    assert "given up" in library.error()
+    assert children() == before
+
+
 READY = '{"type": "ready", "protocol": 1}'
 
 
@@ -400,12 +422,11 @@ def test_what_a_later_version_says_is_passed_over(
 def test_a_process_that_is_killed_is_told_and_hurts_nobody(library: Library) -> None:
     status, pipeline = library.open()
     assert status == OK
-    children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
-    serving = [pid for pid in children if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    serving = [pid for pid in sorted(children()) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def progress(_: object, stage: bytes, *more: object) -> int:
         if stage == b"denoise":
-            os.kill(int(serving[-1]), signal.SIGKILL)
+            os.kill(serving[-1], signal.SIGKILL)
         return 0
 
     assert library.generate(pipeline, library.request(**SHORT), progress=progress) == ENGINE

@@ -55,6 +55,11 @@ typedef struct kinograph_options {
     const char *variant;    /* a precision that the bundle has; NULL is the best for the device */
     uint64_t weight_budget; /* MiB of a component's weights that TensorRT keeps on the GPU; 0 is all of them */
     int no_cuda_graph;      /* a GPU runs the loop a step at a time */
+
+    /* How far the bundle is verified, as `progress` of kinograph_callbacks. Anything but 0 gives up:
+     * `kinograph_open` returns KINOGRAPH_CANCELLED. */
+    int (*progress)(void *user, const char *stage, double done, double total, const char *unit);
+    void *user; /* handed to it */
 } kinograph_options;
 
 /* Opens a bundle, each of whose files is verified. `options` may be NULL.

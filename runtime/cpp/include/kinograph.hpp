@@ -84,10 +84,13 @@ private:
     std::unique_ptr<kinograph_request, Free> request_;
 };
 
+/// `done` of `total` in `unit`, as in kinograph.h.
+using Progress = std::function<void(const char *stage, double done, double total, const char *unit)>;
+
 /// What is called while a video is made. One that throws ends the video, and `generate` throws that again.
 struct Callbacks {
     std::function<void(const Frames &)> frames;
-    std::function<void(const char *stage, double done, double total, const char *unit)> progress;
+    Progress progress;
     std::function<void(const Pictures &, std::uint64_t step, std::uint64_t steps)> preview;
     std::function<void(const char *message)> warning;
 };
@@ -101,6 +104,19 @@ public:
         pipeline_.reset(opened);
     }
 
+    /// Tells how far the bundle is verified. A `progress` that throws gives up, and that is thrown again.
+    Pipeline(kinograph_options options, const Progress &progress) {
+        const Callbacks callbacks{{}, progress, {}, {}};
+        Run run{callbacks, nullptr};
+        options.user = &run;
+        options.progress = told;
+        kinograph_pipeline *opened = nullptr;
+        const kinograph_status status = kinograph_open(&options, &opened);
+        if (run.thrown) std::rethrow_exception(run.thrown);
+        detail::check(status);
+        pipeline_.reset(opened);
+    }
+
     void generate(const Request &request, const Callbacks &callbacks = {}) {
         Run run{callbacks, nullptr};
         kinograph_callbacks c{};
@@ -111,9 +127,7 @@ public:
             };
         }
         if (callbacks.progress) {
-            c.progress = [](void *user, const char *stage, double done, double total, const char *unit) {
-                return guarded(user, [&](const Callbacks &to) { to.progress(stage, done, total, unit); });
-            };
+            c.progress = told;
         }
         if (callbacks.preview) {
             c.preview = [](void *user, const kinograph_pictures *pictures, uint64_t step, uint64_t steps) {
@@ -155,6 +169,10 @@ private:
             run.thrown = std::current_exception();
             return 1;
         }
+    }
+
+    static int told(void *user, const char *stage, double done, double total, const char *unit) noexcept {
+        return guarded(user, [&](const Callbacks &to) { to.progress(stage, done, total, unit); });
     }
 
     struct Close {

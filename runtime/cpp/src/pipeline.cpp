@@ -127,9 +127,14 @@ void Inbox::more() {
 
 kinograph_pipeline::kinograph_pipeline(const kinograph_options &options)
     : process_(command_line(options)), inbox_(process_) {
-    Message message = inbox_.next();
-    while (message.type == "warning") message = inbox_.next();
+    kinograph_callbacks callbacks{};
+    callbacks.progress = options.progress;
+    callbacks.user = options.user;
     try {
+        Message message = inbox_.next();
+        for (; message.type == "stage" || message.type == "warning"; message = inbox_.next()) {
+            if (tell(message, callbacks) != 0) throw Failure(KINOGRAPH_CANCELLED, "given up by a callback");
+        }
         if (message.type == "error") throw told(message);
         if (message.type != "ready") misread("a " + message.type + " before it is ready");
         if (const int spoken = message.fields.at("protocol").get<int>(); spoken != kProtocol) {
