@@ -17,7 +17,15 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from kinograph.calibration.numerics import INTEGERS, LARGEST_E4M3, Numbers, check_range
+from kinograph.calibration.numerics import (
+    INTEGERS,
+    LARGEST_E4M3,
+    Numbers,
+    as_floats,
+    check_range,
+    nearest_e4m3,
+    nearest_float,
+)
 from kinograph.errors import NumericError
 
 __all__ = [
@@ -105,8 +113,8 @@ class BlockWeight:
 
     @property
     def floats(self) -> Floats:
-        scale = _power(self.scale) if self.whole is None else self.scale.astype(np.float32) * self.whole
-        return np.asarray(self.values.astype(np.float32) * np.repeat(scale, self.size, axis=0))
+        scale = _power(self.scale) if self.whole is None else as_floats(self.scale) * self.whole
+        return np.asarray(as_floats(self.values) * np.repeat(scale, self.size, axis=0))
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,8 @@ class Microscaled:
 
     def there_and_back(self, x: Floats) -> Floats:
         blocks = x.reshape(*x.shape[:-1], -1, self.size)
-        values, exponents = _microscaled(blocks, -1)
-        return np.asarray(values.astype(np.float32) * _power(exponents), np.float32).reshape(x.shape)
+        scale = _power(_exponents(blocks, -1))
+        return np.asarray(nearest_e4m3(blocks / scale) * scale, np.float32).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,9 @@ class Nvfp4:
     def there_and_back(self, x: Floats) -> Floats:
         blocks = x.reshape(*x.shape[:-1], -1, self.size)
         whole = np.float32(self.whole)
-        scale = _e4m3(np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(_LARGEST_E2M1) / whole)
-        floats = scale.astype(np.float32) * whole
-        return np.asarray(_e2m1(blocks, floats).astype(np.float32) * floats, np.float32).reshape(x.shape)
+        wanted = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(_LARGEST_E2M1) / whole
+        scale = nearest_e4m3(wanted) * whole
+        return np.asarray(_nearest_e2m1(blocks, scale) * scale, np.float32).reshape(x.shape)
 
 
 def nvfp4(low: float, high: float) -> Nvfp4:
@@ -158,7 +166,8 @@ def microscaled_weight(weight: Floats) -> BlockWeight:
     """A weight [K, N] in MXFP8, K a multiple of 32. Raises NumericError where it holds NaN or infinity."""
     blocks = weight.reshape(-1, _MX_BLOCK, weight.shape[1])
     _largest(blocks)
-    values, exponents = _microscaled(blocks, 1)
+    exponents = _exponents(blocks, 1)
+    values = _e4m3(blocks / _power(exponents))
     return BlockWeight(values.reshape(weight.shape), exponents[:, 0], None, _MX_BLOCK)
 
 
@@ -172,12 +181,12 @@ def nvfp4_weight(weight: Floats, *, search: bool = True) -> BlockWeight:
     whole = _whole(float(largest.max(initial=0)))
 
     def back(scale: npt.NDArray[Any]) -> Floats:
-        floats = (scale.astype(np.float32) * whole)[:, None]
-        return np.asarray(_e2m1(blocks, floats).astype(np.float32) * floats, np.float32)
+        floats = (as_floats(scale) * whole)[:, None]
+        return np.asarray(_nearest_e2m1(blocks, floats) * floats, np.float32)
 
     shares = _SHARES if search else _SHARES[:1]
     scale = _best(blocks, [_e4m3(largest * np.float32(s / _LARGEST_E2M1) / whole) for s in shares], back)
-    values = _e2m1(blocks, (scale.astype(np.float32) * whole)[:, None])
+    values = _nearest_e2m1(blocks, (as_floats(scale) * whole)[:, None]).astype(_E2M1)
     return BlockWeight(values.reshape(weight.shape), scale, whole, _NV_BLOCK)
 
 
@@ -198,16 +207,15 @@ def _best(blocks: Floats, scales: list[Any], back: Callable[[Any], Floats]) -> A
     return best
 
 
-def _microscaled(blocks: Floats, axis: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
-    """E4M3 values and E8M0 bytes of blocks along `axis`, which stays, with one element, in the latter.
+def _exponents(blocks: Floats, axis: int) -> npt.NDArray[np.uint8]:
+    """The E8M0 bytes of blocks of E4M3 along `axis`, which stays, with one element.
 
     The exponent is rounded up, as NVIDIA's kernels do: the specification's own rule clips what is above 1.75 · 2^n.
     """
     wanted = np.abs(blocks).max(axis=axis, keepdims=True) / np.float32(LARGEST_E4M3)
     mantissa, exponent = np.frexp(wanted)  # wanted = mantissa · 2^exponent, mantissa in [½, 1)
     up = np.where(mantissa == 0.5, exponent - 1, exponent) + _BIAS_E8M0
-    exponents = np.asarray(np.where(wanted == 0, 0, np.clip(up, 0, _MOST_E8M0)), np.uint8)
-    return _e4m3(blocks / _power(exponents)), exponents
+    return np.asarray(np.where(wanted == 0, 0, np.clip(up, 0, _MOST_E8M0)), np.uint8)
 
 
 def _power(exponents: npt.NDArray[np.uint8]) -> Floats:
@@ -225,10 +233,10 @@ def _e4m3(x: Floats) -> npt.NDArray[Any]:
     return np.asarray(np.clip(x, -LARGEST_E4M3, LARGEST_E4M3), _E4M3)
 
 
-def _e2m1(x: Floats, scale: Floats) -> npt.NDArray[Any]:
-    """`x / scale` in E2M1; zero where the scale is."""
+def _nearest_e2m1(x: Floats, scale: Floats) -> Floats:
+    """`x / scale` as E2M1 has it, in float32; zero where the scale is."""
     steps = np.divide(x, scale, out=np.zeros(np.broadcast_shapes(x.shape, scale.shape), np.float32), where=scale != 0)
-    return np.asarray(np.clip(steps, -_LARGEST_E2M1, _LARGEST_E2M1), _E2M1)
+    return nearest_float(steps, 1, 0, _LARGEST_E2M1)
 
 
 ROWS = Numbers("int8 by rows", rows, INTEGERS.weight, INTEGERS.plain)

@@ -30,10 +30,13 @@ __all__ = [
     "QuantisedWeight",
     "Weight",
     "affine",
+    "as_floats",
     "check_range",
     "dequantised",
     "float8",
     "float8_weight",
+    "nearest_e4m3",
+    "nearest_float",
     "quantised",
     "quantised_weight",
     "signal_to_noise",
@@ -68,7 +71,8 @@ class Float8:
     scale: float
 
     def there_and_back(self, x: Floats) -> Floats:
-        return dequantised(quantised(x, self), self)
+        scale = np.float32(self.scale)
+        return np.asarray(nearest_e4m3(np.asarray(x, np.float32) / scale) * scale)
 
 
 class Form(Protocol):
@@ -102,7 +106,32 @@ class Weight:
     @property
     def floats(self) -> Floats:
         others = tuple(i for i in range(self.values.ndim) if i != self.axis)
-        return np.asarray(self.values.astype(np.float32) * np.expand_dims(self.scale, others))
+        return np.asarray(as_floats(self.values) * np.expand_dims(self.scale, others))
+
+
+def nearest_float(x: Floats, bits: int, least: int, largest: float) -> Floats:
+    """`x` as a float has it that has `bits` of fraction, is normal from 2^`least` on and ends at `largest`.
+
+    It stays float32: a cast to a type that the CPU does not know, and back, takes several times as long.
+    """
+    x = np.asarray(np.clip(x, -largest, largest), np.float32)
+    dropped = 23 - bits
+    kept = x.view(np.uint32)
+    normal = kept + ((kept >> dropped & 1) + ((1 << dropped - 1) - 1)) & np.uint32(-1 << dropped & 0xFFFFFFFF)
+    shift = np.float32(1.5 * 2.0 ** (dropped + least))  # from here on float32 has the steps of what is not normal
+    return np.where(np.abs(x) < np.float32(2.0**least), x + shift - shift, normal.view(np.float32))
+
+
+def nearest_e4m3(x: Floats) -> Floats:
+    """`x` as E4M3 has it, in float32."""
+    return nearest_float(x, 3, -6, LARGEST_E4M3)
+
+
+def as_floats(values: npt.NDArray[Any]) -> Floats:
+    """Values of a type of eight bits or fewer in float32."""
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.float32)
+    return np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float32)[values.view(np.uint8)]
 
 
 def check_range(low: float, high: float) -> None:

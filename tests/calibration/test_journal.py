@@ -11,21 +11,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from calibrated import Calibrated
 
 from kinograph.bundle import Bundle
-from kinograph.calibration import CalibrationOptions, calibrate, scan
+from kinograph.calibration import CalibrationOptions, calibrate
 from kinograph.calibration.journal import Arrays, open_journal
+from kinograph.console.judges import JUDGES
 from kinograph.errors import OutputError, UsageError
 
 OPTIONS = CalibrationOptions(runs=3, videos=1)
-
-
-@pytest.fixture(autouse=True)
-def few_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_SCANNED", 1)
 
 
 @pytest.fixture
@@ -37,7 +35,12 @@ def journal_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.calibration")
 
 
-def calls_of(path: Path, options: CalibrationOptions, stop: tuple[str, int] | None = None) -> Counter[str]:
+def calls_of(
+    path: Path,
+    options: CalibrationOptions,
+    judges: Any = None,
+    stop: tuple[str, int] | None = None,
+) -> Counter[str]:
     """How much work each stage did; interrupted where `stop`, a stage and how often, says so."""
     calls: Counter[str] = Counter()
 
@@ -47,27 +50,28 @@ def calls_of(path: Path, options: CalibrationOptions, stop: tuple[str, int] | No
             raise KeyboardInterrupt
 
     if stop is None:
-        calibrate(path, options, progress)
+        calibrate(path, options, progress, judges)
     else:
         with pytest.raises(KeyboardInterrupt):
-            calibrate(path, options, progress)
+            calibrate(path, options, progress, judges)
     return calls
 
 
-def test_an_interrupted_calibration_goes_on_with_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    shutil.copytree(path, whole)
-    everything = calls_of(whole, OPTIONS)
-    assert not journal_of(whole).exists()
-    steps = everything["look"] // 3
+def test_an_interrupted_calibration_goes_on_with_the_same_bytes(
+    calibrated: Calibrated, tmp_path: Path, starter_copy: Callable[..., Path]
+) -> None:
+    path = starter_copy(tmp_path / "starter", name="starter-few-steps", size=64)
+    everything, options = calibrated.calls, calibrated.options
+    assert not journal_of(calibrated.path).exists()
+    steps = everything["look"] // options.runs
     before = (path / "bundle.json").read_bytes()
-    calls_of(path, OPTIONS, stop=("look", steps + 2))  # in the second run
-    calls_of(path, OPTIONS, stop=("scan step", 5))
+    calls_of(path, options, JUDGES, stop=("look", steps + 2))  # in the second run
+    calls_of(path, options, JUDGES, stop=("scan step", 5))
     assert (path / "bundle.json").read_bytes() == before
-    rest = calls_of(path, OPTIONS)
+    rest = calls_of(path, options, JUDGES)
     assert rest["text"] == rest["look"] == rest["look at decoder"] == 0
     assert rest["scan step"] == everything["scan step"] - 5
-    with Bundle.open(whole) as one, Bundle.open(path) as other:
+    with Bundle.open(calibrated.path) as one, Bundle.open(path) as other:
         assert one.manifest.files == other.manifest.files
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -16,9 +19,11 @@ from kinograph.calibration.numerics import (
     Affine,
     Float8,
     affine,
+    as_floats,
     dequantised,
     float8,
     float8_weight,
+    nearest_float,
     quantised,
     quantised_weight,
     signal_to_noise,
@@ -154,3 +159,16 @@ def test_float8_refuses_what_is_not_finite(bad: float) -> None:
     with pytest.raises(NumericError, match="NaN or infinity"):
         float8_weight(np.array([[1.0, bad]], np.float32), 1)
     assert float8(0.0, 0.0) == Float8(1.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "least"), [(ml_dtypes.float8_e4m3fn, 3, -6), (ml_dtypes.float4_e2m1fn, 1, 0)]
+)
+def test_rounding_in_float32_is_that_of_the_type(dtype: Any, bits: int, least: int) -> None:
+    largest = float(ml_dtypes.finfo(dtype).max)
+    halves = np.arange(1 << 16, dtype=np.uint32) << 16  # every sign, exponent and, among others, every tie
+    x = np.concatenate([halves, halves + 1, halves - 1]).view(np.float32)
+    x = x[np.isfinite(x)]
+    assert np.array_equal(nearest_float(x, bits, least, largest), np.clip(x, -largest, largest).astype(dtype))
+    every = np.arange(256 if bits == 3 else 16, dtype=np.uint8).view(dtype)
+    assert np.array_equal(as_floats(every), every.astype(np.float32), equal_nan=True)
