@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -39,7 +40,8 @@ def find_levels(path: Path, options: CalibrationOptions, progress: Progress) -> 
     """
     if unknown := [name for name in options.skip if name not in SPEEDS]:
         raise UsageError(f"unknown speed level {unknown[0]!r}; expected one of: {', '.join(SPEEDS)}. Use --skip.")
-    with Bundle.open(path) as bundle, open_device(options.device) as device:
+    verified = partial(progress, "verify")
+    with Bundle.open(path, progress=verified) as bundle, open_device(options.device) as device:
         manifest = bundle.manifest
         if there := [name for name in options.skip if name in manifest.speeds and not options.force]:
             raise UsageError(f"{manifest.name} has a speed level {there[0]!r} already. Replace it with --force.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from kinograph.bundle import Bundle
@@ -39,7 +40,8 @@ def run(
     """See `kinograph.calibration.calibrate`."""
     if options.recipe not in RECIPES:
         raise UsageError(f"unknown recipe {options.recipe!r}; expected one of: {', '.join(RECIPES)}. Use --recipe.")
-    with Bundle.open(path) as bundle, open_device(options.device) as device:
+    verified = partial(progress, "verify")
+    with Bundle.open(path, progress=verified) as bundle, open_device(options.device) as device:
         _check(bundle.manifest, options)
         recipe = RECIPES[options.recipe]
         looked, held = chosen_prompts(bundle, options)

@@ -126,7 +126,7 @@ def bench(job: BenchJob, console: Console) -> dict[str, Any]:
 
     Raises the first such error where no side can, and whatever the bundle or the request is refused for.
     """
-    with open_bundle(job.bundle) as bundle:
+    with open_bundle(job.bundle, console.start_bytes("load")) as bundle:
         sides, report = _sides(bundle, job), _about(bundle, job)
     errors: dict[_Side, KinographError] = {}
     with ExitStack() as stack:

@@ -66,9 +66,8 @@ def build(job: BuildJob, console: Console, cache: EngineCache | None = None) -> 
         raise UsageError("--into-bundle writes into a bundle, and the built-in ones stay as they are. Copy it first")
     toolkit, cache = TensorRT(job.target), cache or EngineCache()
     places = _places(job)
-    console.start_stage("load")
     built, cards = [], []
-    with open_bundle(job.bundle) as bundle:
+    with open_bundle(job.bundle, console.start_bytes("load")) as bundle:
         supply = Supply(cache, toolkit, bundle, lambda phase, done, total: console.update(done, total), job.workspace)
         precisions = {name: _precision(bundle.manifest, name, job.variant) for name in bundle.manifest.components}
         frames, height, width = _sizes(bundle.manifest, job)
