@@ -48,11 +48,12 @@ def test_verify_reports_every_byte(bundle: Path) -> None:
     assert told == sorted(told) and {count for _, count in told} == {total} and told[-1][0] == total
 
 
-def test_an_error_in_the_progress_callback_reaches_the_caller(bundle: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, BrokenPipeError])  # the latter is not taken for a file's
+def test_an_error_in_the_progress_callback_reaches_the_caller(bundle: Path, error: type[Exception]) -> None:
     def fail(done: int, total: int) -> None:
-        raise RuntimeError("from the callback")
+        raise error("from the callback")
 
-    with pytest.raises(RuntimeError, match="from the callback"):
+    with pytest.raises(error, match="from the callback"):
         verify(bundle, fail)
 
 

@@ -19,6 +19,7 @@ from kinograph.calibration.pictures import chosen_pictures
 from kinograph.calibration.quality import Bars, psnr, ssim
 from kinograph.calibration.work import Work
 from kinograph.cli import main
+from kinograph.console.judges import JUDGES
 from kinograph.engines.bundled import write_engines
 from kinograph.engines.cache import EngineCache
 from kinograph.engines.host import adds_bytes_exactly
@@ -59,6 +60,15 @@ def test_it_generates_by_name_and_by_itself(calibrated: Calibrated) -> None:
     assert videos[None].metadata["variant"] == best
     assert np.array_equal(videos[None].frames, videos[best].frames)
     assert psnr(videos["fp16"].frames, videos["int8"].frames) > 25
+
+
+def test_the_same_calibration_gives_the_same_bytes(
+    calibrated: Calibrated, tmp_path: Path, starter_copy: Callable[..., Path]
+) -> None:
+    again = starter_copy(tmp_path / "starter", name="starter-few-steps", size=64)
+    calibrate(again, calibrated.options, silent, JUDGES)
+    with Bundle.open(calibrated.path) as one, Bundle.open(again) as other:
+        assert one.manifest.files == other.manifest.files
 
 
 def test_a_variant_that_misses_its_gate_is_not_written(

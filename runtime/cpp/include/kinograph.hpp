@@ -109,7 +109,7 @@ public:
         const Callbacks callbacks{{}, progress, {}, {}};
         Run run{callbacks, nullptr};
         options.user = &run;
-        options.progress = told;
+        options.progress = progress ? told : nullptr;
         kinograph_pipeline *opened = nullptr;
         const kinograph_status status = kinograph_open(&options, &opened);
         if (run.thrown) std::rethrow_exception(run.thrown);
