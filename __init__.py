@@ -17,6 +17,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinograph.bundle.lora import Lora
     from kinograph.errors import KinographError
     from kinograph.runtime.events import Event, FramesDecoded, StageStarted, StepDone, WindowDone
     from kinograph.runtime.pipeline import Pipeline, Video, load
@@ -27,6 +28,7 @@ __all__ = [
     "Event",
     "FramesDecoded",
     "KinographError",
+    "Lora",
     "Pipeline",
     "Request",
     "StageStarted",
@@ -46,6 +48,7 @@ _HOMES = {
     "Event": "kinograph.runtime.events",
     "FramesDecoded": "kinograph.runtime.events",
     "KinographError": "kinograph.errors",
+    "Lora": "kinograph.bundle.lora",
     "Pipeline": "kinograph.runtime.pipeline",
     "Request": "kinograph.runtime.request",
     "StageStarted": "kinograph.runtime.events",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -45,6 +45,8 @@ __all__ = [
 FORMAT_VERSION = 1
 
 Precision = Literal["fp32", "fp16", "bf16"]
+FLOATS: tuple[str, ...] = get_args(Precision)
+"""The variants that an export may write."""
 DType = Literal["float32", "float16", "bfloat16", "uint8", "int64"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]

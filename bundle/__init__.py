@@ -77,12 +77,15 @@ class Bundle:
         modification time changed after the bundle was opened. What is written into the file later shows through, as in
         every memory map; replacing or deleting it does not.
         """
-        file = self._file(name)
-        if not file.unchanged():
-            raise self._altered(name)
-        if file.size == 0:  # which mmap refuses
-            return np.frombuffer(b"", np.uint8)
-        return np.frombuffer(mmap.mmap(file.fd, file.size, mmap.MAP_SHARED, mmap.PROT_READ), np.uint8)
+        return self._mapped(name, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def size(self, name: str) -> int:
+        """The bytes of a file. Raises BundleError if the manifest does not list it."""
+        return self._file(name).size
+
+    def private(self, name: str) -> int:
+        """How many bytes of a file's map cannot be read from the file again, and so stay in memory: of these none."""
+        return 0
 
     def sha256(self, name: str) -> str:
         """The sha256 of a file, as the manifest has it. Raises BundleError if the manifest does not list it."""
@@ -138,6 +141,14 @@ class Bundle:
         if name not in self._files:
             raise refusal(self.path, [f"it has no file '{printable(name)}'"])
         return self._files[name]
+
+    def _mapped(self, name: str, flags: int, protection: int) -> npt.NDArray[np.uint8]:
+        file = self._file(name)
+        if not file.unchanged():
+            raise self._altered(name)
+        if file.size == 0:  # which mmap refuses
+            return np.frombuffer(b"", np.uint8)
+        return np.frombuffer(mmap.mmap(file.fd, file.size, flags, protection), np.uint8)
 
     def _altered(self, name: str) -> BundleError:
         return refusal(self.path, [f"{printable(name)} was altered after the bundle was opened"])

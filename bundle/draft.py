@@ -29,6 +29,10 @@ class Source(Protocol):
 
     def component(self, name: str) -> Component: ...
 
+    def size(self, name: str) -> int: ...
+
+    def private(self, name: str) -> int: ...
+
     def sha256(self, name: str) -> str: ...
 
     @property
@@ -50,6 +54,12 @@ class Draft:
 
     def component(self, name: str) -> Component:
         return self._components[name]
+
+    def size(self, name: str) -> int:
+        return (self._folder / name).stat().st_size
+
+    def private(self, name: str) -> int:
+        return 0
 
     def sha256(self, name: str) -> str:
         return hashlib.sha256(self.map(name).data).hexdigest()
@@ -83,6 +93,12 @@ class Trial:
         if file is None:
             return self._bundle.map(name)
         return np.frombuffer(file, np.uint8) if isinstance(file, bytes) else np.memmap(file, np.uint8, "r")
+
+    def size(self, name: str) -> int:
+        return int(self.map(name).size)
+
+    def private(self, name: str) -> int:
+        return self._bundle.private(name) if name not in self._files else 0
 
     def sha256(self, name: str) -> str:
         return hashlib.sha256(self.map(name).data).hexdigest()

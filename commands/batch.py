@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import device_options, embedded_option, force_option, json_option, progress_options
+from kinograph.commands.options import (
+    device_options,
+    embedded_option,
+    force_option,
+    json_option,
+    lora_options,
+    progress_options,
+)
 from kinograph.console import Console, json_text
 from kinograph.errors import UsageError, escape
 
@@ -22,6 +29,7 @@ __all__ = ["batch"]
 @force_option
 @device_options
 @embedded_option
+@lora_options
 @json_option
 @progress_options
 def batch(words: tuple[str, ...], opened: Mapping[str, Any], console: Console, **options: Any) -> int:
@@ -42,7 +50,7 @@ def batch(words: tuple[str, ...], opened: Mapping[str, Any], console: Console, *
         file=words[-1],
         bundle=words[0] if len(words) == 2 else None,
         folder=options["folder"],
-        opened={**opened, "embedded": options["embedded"]},
+        opened={**opened, **{name: options[name] for name in ("embedded", "loras")}},
         keep_metadata=not options["no_metadata"],
         force=options["force"],
     )

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kinograph.commands.options import force_option, json_option, progress_options, size
+from kinograph.commands.options import force_option, json_option, lora_options, progress_options, size
 from kinograph.console import Console
 from kinograph.errors import escape
 
 __all__ = ["export"]
-
-_LORA = re.compile(r"(?P<path>.+)@(?P<strength>-?[0-9]{1,4}(?:\.[0-9]{1,6})?)", re.DOTALL)
 
 
 @click.command()
@@ -30,14 +27,7 @@ _LORA = re.compile(r"(?P<path>.+)@(?P<strength>-?[0-9]{1,4}(?:\.[0-9]{1,6})?)", 
 @click.option("--fps", type=float, help="Default frames per second.  [default: the family's]")
 @click.option("--steps", "num_inference_steps", type=int, help="Default denoising steps.  [default: the family's]")
 @click.option("--guidance", "guidance_scale", type=float, help="Default guidance scale.  [default: the family's]")
-@click.option(
-    "--lora",
-    "loras",
-    metavar="FILE[@STRENGTH]",
-    multiple=True,
-    help="LoRA that is added to the transformer, or to the first of two; may be given again.",
-)
-@click.option("--lora-2", "loras_2", metavar="FILE[@STRENGTH]", multiple=True, help="One for the second expert.")
+@lora_options
 @click.option("--licence", help="The checkpoint's licence, to be kept in the bundle.")
 @click.option("--judge", help="Who can tell what the model's videos show: starter-world, for the starter's own.")
 @force_option
@@ -50,20 +40,8 @@ def export(checkpoint: str, bundle: str, as_json: bool, console: Console, **opti
     from kinograph.export import export as run
 
     width, height = options.pop("size") or (None, None)
-    experts = enumerate((options.pop("loras"), options.pop("loras_2")), 1)
-    loras = tuple(_lora(given, number) for number, every in experts for given in every)
-    chosen = ExportOptions(width=width, height=height, loras=loras, **options)
+    chosen = ExportOptions(width=width, height=height, **options)
     with console, contextlib.redirect_stdout(sys.stderr):  # torch's exporter prints
         manifest = run(Path(checkpoint), Path(bundle), chosen, console.staged)
     line = escape(f"{bundle}: exported {manifest.name} ({manifest.family})")
     click.echo(manifest_json(manifest) if as_json else line)
-
-
-def _lora(option: str, expert: int) -> Any:
-    """`FILE` or `FILE@STRENGTH`; a file of that very name comes first."""
-    from kinograph.export import Lora
-
-    match = _LORA.fullmatch(option)
-    if match is None or Path(option).exists():
-        return Lora(Path(option), expert=expert)
-    return Lora(Path(match["path"]), float(match["strength"]), expert)

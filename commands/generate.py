@@ -14,6 +14,7 @@ from kinograph.commands.options import (
     embedded_option,
     force_option,
     json_option,
+    lora_options,
     progress_options,
     size,
 )
@@ -73,6 +74,7 @@ __all__ = ["generate"]
 )
 @device_options
 @embedded_option
+@lora_options
 @click.option(
     "-o", "--output", default="out.mp4", show_default=True, help=".mp4 .mkv .webm .gif .webp, or a folder/ of PNG."
 )
@@ -171,7 +173,7 @@ def _job(words: tuple[str, ...], options: dict[str, Any]) -> Any:
     return Job(
         request=request,
         bundle=bundle,
-        opened=options["opened"] | {"embedded": options["embedded"]},
+        opened=options["opened"] | {name: options[name] for name in ("embedded", "loras")},
         keep_metadata=not options["no_metadata"],
         **{name: options[name] for name in same},
     )

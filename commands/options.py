@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,10 +18,12 @@ __all__ = [
     "embedded_option",
     "force_option",
     "json_option",
+    "lora_options",
     "progress_options",
     "size",
 ]
 
+_LORA = re.compile(r"(?P<path>.+)@(?P<strength>-?[0-9]{1,4}(?:\.[0-9]{1,6})?)", re.DOTALL)
 THE_BUNDLES = "  [default: the bundle's]"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -32,6 +35,35 @@ embedded_option = click.option(
     metavar="FILE.safetensors",
     help="Prompts that `kinograph embed` wrote: for these the text encoder is not opened.",
 )
+
+
+def lora_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--lora` and `--lora-2`, which the command is given as `loras`, each a `kinograph.Lora`."""
+
+    @click.option(
+        "--lora",
+        "loras",
+        metavar="FILE[@STRENGTH]",
+        multiple=True,
+        help="LoRA that is added to the transformer, or to the first of two; may be given again.",
+    )
+    @click.option("--lora-2", "loras_2", metavar="FILE[@STRENGTH]", multiple=True, help="One for the second expert.")
+    @functools.wraps(command)
+    def with_loras(*, loras: tuple[str, ...], loras_2: tuple[str, ...], **options: Any) -> Any:
+        experts = enumerate((loras, loras_2), 1)
+        return command(loras=tuple(_lora(one, number) for number, every in experts for one in every), **options)
+
+    return with_loras
+
+
+def _lora(option: str, expert: int) -> Any:
+    """`FILE` or `FILE@STRENGTH`; a file of that very name comes first."""
+    from kinograph.bundle.lora import Lora
+
+    match = _LORA.fullmatch(option)
+    if match is None or Path(option).exists():
+        return Lora(option, expert=expert)
+    return Lora(match["path"], float(match["strength"]), expert)
 
 
 def progress_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kinograph.commands.options import device_options, embedded_option
+from kinograph.commands.options import device_options, embedded_option, lora_options
 
 __all__ = ["serve"]
 
@@ -16,7 +16,8 @@ __all__ = ["serve"]
 @click.argument("bundle", required=False)
 @device_options
 @embedded_option
-def serve(bundle: str | None, embedded: str | None, opened: Mapping[str, Any]) -> int:
+@lora_options
+def serve(bundle: str | None, opened: Mapping[str, Any], **others: Any) -> int:
     """Make videos with BUNDLE, or the built-in starter model, for the program that started this.
 
     It asks on standard input and is answered on standard output, in lines of JSON with pixels between them:
@@ -24,4 +25,4 @@ def serve(bundle: str | None, embedded: str | None, opened: Mapping[str, Any]) -
     """
     from kinograph.console.serve import serve as run
 
-    return run(bundle, {**opened, "embedded": embedded})
+    return run(bundle, {**opened, **others})

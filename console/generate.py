@@ -205,7 +205,12 @@ def _latents_file(job: Job, pipe: Pipeline, request: Request) -> LatentsFile | N
         if job.resume:
             raise UsageError("--resume goes on from latents that were kept. Name their file with --latents FILE")
         return None
-    origin = {"bundle_sha256": pipe.bundle.digest, "variant": json.dumps(pipe.variant), "backend": pipe.backend}
+    origin = {
+        "bundle_sha256": pipe.bundle.digest,
+        "lora": msgspec.json.encode(pipe.bundle.manifest.source.loras).decode(),
+        "variant": json.dumps(pipe.variant),
+        "backend": pipe.backend,
+    }
     return LatentsFile(Path(job.latents), request, origin)
 
 

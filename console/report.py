@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from kinograph import Pipeline, Request
 
 __all__ = ["video_report"]
@@ -24,6 +26,7 @@ def video_report(pipe: Pipeline, request: Request, num_frames: int) -> dict[str,
         "speed": request.speed,
         "bundle": pipe.bundle.manifest.name,
         "bundle_sha256": pipe.bundle.digest,
+        "loras": msgspec.to_builtins(pipe.bundle.manifest.source.loras),
         "backend": pipe.backend,
         "variant": dict(pipe.variant),
     }

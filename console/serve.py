@@ -257,6 +257,7 @@ def _about(pipe: kinograph.Pipeline) -> dict[str, Any]:
         "kinograph": version("kinograph"),
         "bundle": manifest.name,
         "bundle_sha256": pipe.bundle.digest,
+        "loras": msgspec.to_builtins(manifest.source.loras),
         "backend": pipe.backend,
         "variant": dict(pipe.variant),
         "defaults": msgspec.to_builtins(manifest.defaults),

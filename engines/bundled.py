@@ -39,7 +39,7 @@ def find_bundled(contents: Contents, wanted: Origin, axes: Axes) -> Card | None:
         card = Card(
             origin=own,
             axes={str(axis): size for axis, size in engine.axes.items()},
-            bytes=contents.map(engine.file).size,
+            bytes=contents.size(engine.file),
             sha256=contents.sha256(engine.file),
             activation_bytes=engine.activation_bytes,
             weight_bytes=engine.weight_bytes,

@@ -135,7 +135,7 @@ def sources(contents: Contents, component: str, precision: str) -> str:
 
 def weight_bytes(contents: Contents, component: str, precision: str) -> int:
     """The bytes of a component's weights."""
-    return sum(contents.map(name).size for name in contents.component(component).variants[precision].weights)
+    return sum(contents.size(name) for name in contents.component(component).variants[precision].weights)
 
 
 def streams(contents: Contents, component: str, precision: str, budget: int | None) -> bool:

@@ -104,13 +104,14 @@ class OrtDevice:
     def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
         variant = bundle.component(component).variants[precision]
         widened = precision in _WIDENED
-        stored = sum(bundle.map(name).size for name in variant.weights)
+        stored = sum(bundle.size(name) for name in variant.weights)
+        private = sum(bundle.private(name) for name in variant.weights)
         copies = _copied_bytes(0, stored) if widened else _copied_bytes(stored, 0)
         alive = activation_bytes(bundle, variant, sizes, widened=widened)
         if _are_copied(copies):
-            return Footprint(copies, _ARENA * alive)
+            return Footprint(private + copies, _ARENA * alive)
         # they are read where they lie, and need not stay; one at a time is widened
-        return Footprint(0, _ARENA * (alive + (2 * largest_factor_bytes(bundle, variant) if widened else 0)))
+        return Footprint(private, _ARENA * (alive + (2 * largest_factor_bytes(bundle, variant) if widened else 0)))
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:
         return one_by_one(body, count)

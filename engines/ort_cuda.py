@@ -99,7 +99,7 @@ class OrtCudaDevice:
 
     def footprint(self, bundle: Contents, component: str, precision: str, sizes: Mapping[str, int]) -> Footprint:
         variant = bundle.component(component).variants[precision]
-        weights = sum(bundle.map(name).size for name in variant.weights)
+        weights = sum(bundle.size(name) for name in variant.weights)
         return Footprint(weights, activation_bytes(bundle, variant, sizes))
 
     def repeat(self, body: Callable[[int], None], count: int) -> Iterator[int]:

@@ -94,6 +94,14 @@ class Contents(Protocol):
 
     def component(self, name: str) -> Component: ...
 
+    def size(self, name: str) -> int:
+        """The bytes of a file."""
+        ...
+
+    def private(self, name: str) -> int:
+        """How many bytes of a file's map are not the file's, and stay in memory for as long as it is mapped."""
+        ...
+
     def sha256(self, name: str) -> str:
         """The sha256 of a file."""
         ...

@@ -4,37 +4,21 @@ torch.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from kinograph.errors import BundleError, MissingExtraError
+from kinograph.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from kinograph.bundle.lora import Lora
     from kinograph.manifest import Manifest
 
-__all__ = ["ExportOptions", "Lora", "export"]
+__all__ = ["ExportOptions", "export"]
 
 Progress = Callable[[str, int, int], None]
-
-
-class Lora(NamedTuple):
-    """A safetensors file, how strongly it is added, and which of the model's transformers it is for, counted from 1."""
-
-    path: Path
-    strength: float = 1.0
-    expert: int = 1
-
-    def digest(self) -> str:
-        """The sha256 of the file. Raises BundleError where it cannot be read."""
-        try:
-            with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as exc:
-            raise BundleError(f"{self.path} cannot be read: {exc.strerror}. Name a LoRA file") from exc
 
 
 @dataclass(frozen=True)

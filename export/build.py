@@ -17,7 +17,7 @@ from kinograph.export.plan import Part, Plan
 from kinograph.export.precision import PRECISIONS
 from kinograph.export.preview import fit_preview
 from kinograph.export.trace import Traced
-from kinograph.manifest import FORMAT_VERSION, Added, Component, Defaults, Expert, Manifest, Source, Variant
+from kinograph.manifest import FORMAT_VERSION, Component, Defaults, Expert, Manifest, Source, Variant
 
 __all__ = ["build"]
 
@@ -97,10 +97,7 @@ def _manifest(plan: Plan, bundle: Path, components: dict[str, Component], option
             pipeline=plan.pipeline,
             exporter=f"kinograph {version('kinograph')}",
             licence=options.licence,
-            loras=tuple(
-                Added(name=lora.path.name, sha256=lora.digest(), strength=lora.strength, expert=lora.expert)
-                for lora in options.loras
-            ),
+            loras=tuple(lora.added() for lora in options.loras),
         ),
         geometry=plan.geometry,
         defaults=_defaults(plan.defaults, options),

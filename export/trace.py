@@ -20,7 +20,6 @@ import torch
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
     CommonSubexpressionEliminationPass,
-    DeduplicateInitializersPass,
     IdentityEliminationPass,
     LiftConstantsToInitializersPass,
     RemoveUnusedNodesPass,
@@ -40,6 +39,7 @@ __all__ = ["OPSET", "Traced", "fake_mode", "meta_module", "trace"]
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 _AXIS_LIMIT = 1 << 14
+_SMALL = 1024  # numbers, of constants that are compared
 _KEPT = 32  # graphs, for whatever has the same
 _TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TORCH_DTYPES |= {"uint8": torch.uint8, "int64": torch.int64}
@@ -258,7 +258,7 @@ def _clean(model: ir.Model) -> None:
         IdentityEliminationPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         _fold_axes,
-        DeduplicateInitializersPass(size_limit=1024),
+        _deduplicate,
         CommonSubexpressionEliminationPass(),
         RemoveUnusedNodesPass(),
         RemoveUnusedOpsetsPass(),
@@ -268,6 +268,19 @@ def _clean(model: ir.Model) -> None:
         step(model)
     model.producer_name = "kinograph"
     model.producer_version = None
+
+
+def _deduplicate(model: ir.Model) -> None:
+    """Keep one of the small constants that are equal. Of weights all: what changes one must not change another."""
+    kept: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, CheckpointTensor) or tensor.size > _SMALL:
+            continue
+        same = kept.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if same is not value:
+            ir.convenience.replace_all_uses_with(value, same)
+            del model.graph.initializers[name]
 
 
 def _fold_axes(model: ir.Model) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from kinograph.engines.select import Settings, chosen_name, open_device, open_next
 from kinograph.errors import EngineError, Interrupted, RequestError, UsageError
+from kinograph.runtime.adapted import AdaptedBundle, check_variant
 from kinograph.runtime.clip import Clip, Middle
 from kinograph.runtime.codec import decode
 from kinograph.runtime.events import Event, FramesDecoded, StageStarted, WindowDone
@@ -35,6 +36,7 @@ from kinograph.runtime.workshop import Workshop
 
 if TYPE_CHECKING:
     from kinograph.bundle import Bundle
+    from kinograph.bundle.lora import Lora
     from kinograph.engines import Device, Engine
 __all__ = ["Pipeline", "Video", "load"]
 
@@ -78,6 +80,7 @@ def load(
     cuda_graphs: bool = True,
     weight_budget: int | None = None,
     embedded: str | os.PathLike[str] | None = None,
+    loras: Sequence[Lora] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Pipeline:
     """Open a bundle: a folder, a name looked up in KINOGRAPH_BUNDLES, or None for the built-in starter model.
@@ -85,7 +88,8 @@ def load(
     `device` is auto, cpu, cuda or cuda:N; `variant` a precision the bundle has, by default the best for the device.
     Without `cuda_graphs` a GPU runs the loop a step at a time. `weight_budget` is the most bytes of a component's
     weights that TensorRT keeps on the GPU: the rest stays in the host's memory, and every step copies it over. What the
-    file `embedded` has of prompts, which `kinograph embed` writes, needs no text encoder.
+    file `embedded` has of prompts, which `kinograph embed` writes, needs no text encoder. `loras` are added to the
+    transformers' float weights, for this pipeline alone.
 
     Every file of the bundle is verified first: `progress` is called with how many bytes are so far, and how many there
     are, one call at a time and from other threads; what it raises ends the opening, and is raised. Raises BundleError,
@@ -93,6 +97,9 @@ def load(
     """
     bundle, settings = open_bundle(path, progress), Settings(cuda_graphs, weight_budget)
     try:
+        if loras:
+            check_variant(bundle.manifest, loras, variant)
+            bundle = AdaptedBundle(bundle, loras)
         fall_back = partial(open_next, settings=settings) if chosen_name(device) == "auto" else None
         given = None if embedded is None else read_prompts(Path(embedded), bundle, bundle.manifest)
         return Pipeline(bundle, open_device(device, settings), variant, fall_back, given)
@@ -235,6 +242,7 @@ class Pipeline:
     def metadata(self, request: Request) -> dict[str, str]:
         """How the video was made, for the file and its side-car."""
         values = {name: getattr(request, name) for name in Request.__struct_fields__}
+        values["loras"] = self.bundle.manifest.source.loras
         return {
             **{name: _told(value) for name, value in values.items() if value not in (None, (), False)},
             "bundle": self.bundle.manifest.name,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kinograph.errors import BundleError, UsageError
-from kinograph.manifest import Manifest
+from kinograph.manifest import FLOATS, Manifest
 
 if TYPE_CHECKING:
     from kinograph.engines import Device
 
 __all__ = ["check_components", "choose_variants", "resident"]
 
-_FLOATS = ("fp32", "fp16", "bf16")  # what an export may write
 _RESIDENT_SHARE = 0.25  # of the memory, which weights that stay between stages take at most
 _FULL_SHARE = 0.75  # which they take at most together with the text encoder
 _TEXT_ENCODER = "text_encoder"
@@ -32,11 +31,11 @@ def choose_variants(manifest: Manifest, variant: str | None, device: Device) -> 
     where it passed its gate, and not where another variant is asked for.
     """
     chosen: dict[str, str] = {}
-    order, most = (*device.variants, *_FLOATS), _RESIDENT_SHARE * device.memory_bytes
+    order, most = (*device.variants, *FLOATS), _RESIDENT_SHARE * device.memory_bytes
     for name, component in manifest.components.items():
         passed = {n for n, v in component.variants.items() if variant is None and v.quality and v.quality.passed}
-        best = [n for n in order if n in component.variants and (n in _FLOATS or n in passed)]
-        light = [n for n in best if n not in _FLOATS or _weight_bytes(manifest, {name: n}) <= most]
+        best = [n for n in order if n in component.variants and (n in FLOATS or n in passed)]
+        light = [n for n in best if n not in FLOATS or _weight_bytes(manifest, {name: n}) <= most]
         chosen[name] = variant if variant in component.variants else next(iter([*light, *best, *component.variants]))
     if variant is not None and variant not in chosen.values():
         offered = sorted({name for component in manifest.components.values() for name in component.variants})

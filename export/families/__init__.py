@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from kinograph.bundle.lora import Lora
 from kinograph.errors import BundleError
-from kinograph.export import Lora
 from kinograph.export.checkpoint import model_index
 from kinograph.export.plan import Plan
 

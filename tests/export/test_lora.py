@@ -13,12 +13,14 @@ from diffusers.loaders import WanLoraLoaderMixin
 from safetensors.torch import load_file, save_file
 
 from kinograph.bundle import Bundle
+from kinograph.bundle.lora import Lora
+from kinograph.bundle.lora_names import FAMILIES
 from kinograph.cli import main
 from kinograph.errors import BundleError, UsageError
-from kinograph.export import ExportOptions, Lora, export
-from kinograph.export.families.wan.names import lora_aliases
+from kinograph.export import ExportOptions, export
 from kinograph.export.families.wan.tiny import save_tiny_checkpoint
 from kinograph.export.lora import AdaptedCheckpoint
+from kinograph.runtime.adapted import AdaptedBundle
 
 RANK = 3
 LAYERS = {  # diffusers' names, and those of Wan's own code
@@ -94,8 +96,8 @@ def _with_alpha(path: Path, checkpoint: Path, alpha: float, names: Mapping[str, 
 
 def added(checkpoint: Path, *loras: Lora) -> dict[str, torch.Tensor]:
     """How far each weight that is changed is from the checkpoint's own."""
-    weights = AdaptedCheckpoint(checkpoint / "transformer", loras, lora_aliases)
-    plain = AdaptedCheckpoint(checkpoint / "transformer", [], lora_aliases)
+    weights = AdaptedCheckpoint(checkpoint / "transformer", loras, FAMILIES["wan"])
+    plain = AdaptedCheckpoint(checkpoint / "transformer", [], FAMILIES["wan"])
     assert plain.changed() == []
     return {name: weights.read(name) - plain.read(name) for name in weights.changed()}
 
@@ -171,6 +173,7 @@ def test_a_bundle_is_that_of_the_merged_checkpoint(checkpoint: Path, tmp_path: P
     merged = save_tiny_checkpoint("t2v", tmp_path / "merged")
     transformer.save_pretrained(merged / "transformer")
     export(merged, tmp_path / "theirs", ExportOptions(parity=False))
+    plain = export(checkpoint, tmp_path / "plain", ExportOptions(parity=False)) and Bundle.open(tmp_path / "plain")
     with Bundle.open(tmp_path / "ours") as ours, Bundle.open(tmp_path / "theirs") as theirs:
         assert [(one.name, one.strength, one.expert) for one in ours.manifest.source.loras] == [
             ("style.safetensors", 0.25, 1)
@@ -178,6 +181,9 @@ def test_a_bundle_is_that_of_the_merged_checkpoint(checkpoint: Path, tmp_path: P
         assert theirs.manifest.source.loras == ()
         path = "step/fp32/model.safetensors"
         assert ours.manifest.files[path] == theirs.manifest.files[path]
+        with AdaptedBundle(plain, [Lora(lora, 0.25)]) as adapted:
+            assert adapted.map(path).tobytes() == ours.map(path).tobytes()
+            assert adapted.manifest.source.loras == ours.manifest.source.loras
         parity = ours.manifest.components["step"].variants["fp32"].parity
     assert parity is not None and parity.max_abs < 1e-4
 
@@ -189,7 +195,11 @@ def test_each_expert_has_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["export", str(checkpoint), str(tmp_path / "low"), "--lora-2", str(lora), "--no-parity"]) == 0
     with Bundle.open(tmp_path / "low") as ours, Bundle.open(tmp_path / "plain") as plain:
         changed = {name for name, file in ours.manifest.files.items() if plain.manifest.files[name] != file}
-    assert changed == {"step_2/fp32/model.safetensors"}
+        assert changed == {"step_2/fp32/model.safetensors"}
+        adapted = AdaptedBundle(plain, [Lora(lora, expert=2)])
+        for name in ("step/fp32/model.safetensors", "step_2/fp32/model.safetensors"):
+            assert (adapted.sha256(name) == plain.manifest.files[name].sha256) == (name not in changed)
+            assert adapted.map(name).tobytes() == ours.map(name).tobytes()
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "low")]) == 0
     assert "low.safetensors × 1 for expert 2" in capsys.readouterr().out

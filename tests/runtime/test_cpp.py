@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import save_file
 
 import kinograph
 
@@ -40,6 +41,8 @@ class Options(c.Structure):
         ("variant", c.c_char_p),
         ("weight_budget", c.c_uint64),
         ("no_cuda_graph", c.c_int),
+        ("loras", c.POINTER(c.c_char_p)),
+        ("loras_2", c.POINTER(c.c_char_p)),
         ("progress", PROGRESS),
         ("user", c.c_void_p),
     )
@@ -131,12 +134,16 @@ class Library:
     def error(self) -> str:
         return str(self.c.kinograph_error().decode())
 
-    def open(self, progress: Callable[..., int] | None = None, **options: str) -> tuple[int, c.c_void_p]:
+    def open(
+        self, progress: Callable[..., int] | None = None, loras: Sequence[str] = (), **options: str
+    ) -> tuple[int, c.c_void_p]:
         pipeline = c.c_void_p()
         given = {"command": str(COMMAND), "bundle": "starter-few-steps", "device": "cpu"} | options
         asked = Options(**{name: value.encode() for name, value in given.items()})
         if progress is not None:
             asked.progress = PROGRESS(progress)
+        if loras:
+            asked.loras = (c.c_char_p * (len(loras) + 1))(*(one.encode() for one in loras), None)
         return self.c.kinograph_open(c.byref(asked), c.byref(pipeline)), pipeline
 
     def request(self, prompt: str = PROMPT, **fields: Any) -> c.c_void_p:
@@ -341,6 +348,20 @@ def test_what_cannot_be_opened(library: Library, tmp_path: Path) -> None:
 
 def children() -> set[int]:
     return set(map(int, Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()))
+
+
+def test_loras_are_added_and_told_of(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "style.safetensors"
+    layer = "transformer.blocks.0.attn1.to_q.lora"
+    save_file({f"{layer}_A.weight": np.ones((1, 256), "f"), f"{layer}_B.weight": np.ones((256, 1), "f")}, path)
+    status, pipeline = library.open(loras=[f"{path}@0.5", str(path)])
+    assert status == OK, library.error()
+    about = json.loads(library.c.kinograph_about(pipeline))
+    library.c.kinograph_close(pipeline)
+    assert [(one["name"], one["strength"]) for one in about["loras"]] == [(path.name, 0.5), (path.name, 1.0)]
+    status, _ = library.open(loras=[str(path), str(tmp_path / "missing.safetensors")])
+    assert status == BUNDLE
+    assert "missing.safetensors cannot be read" in library.error()
 
 
 def test_opening_is_told_of_and_can_be_given_up(library: Library) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from kinograph.bundle.lora import Lora
+from kinograph.bundle.lora_names import FAMILIES
 from kinograph.errors import BundleError
-from kinograph.export import Lora
 from kinograph.export.checkpoint import model_index, read_config
 from kinograph.export.codec import trace_decoder, trace_encoder
 from kinograph.export.families.wan import reference
 from kinograph.export.families.wan.codec import WanDecoder, WanEncoder
-from kinograph.export.families.wan.names import lora_aliases
 from kinograph.export.families.wan.transformer import WanDenoiser
 from kinograph.export.image import trace_clip
 from kinograph.export.lora import AdaptedCheckpoint
@@ -35,6 +35,8 @@ from kinograph.runtime.solvers import solver_from_scheduler_config
 
 __all__ = ["read_plan"]
 
+_FAMILY = "wan"
+_NAMES = FAMILIES[_FAMILY]
 _TRANSFORMERS = ("transformer", "transformer_2")
 _CLEANING = ("ftfy", "html", "whitespace")
 
@@ -59,7 +61,7 @@ def read_plan(checkpoint: Path, loras: Sequence[Lora] = ()) -> Plan:
     solver = solver_from_scheduler_config(scheduler)
     transformers = _transformers(checkpoint, experts, loras)
     return Plan(
-        family="wan",
+        family=_FAMILY,
         pipeline=index["_class_name"],
         geometry=geometry,
         solver=solver,
@@ -81,7 +83,7 @@ def _transformers(checkpoint: Path, experts: Sequence[str], loras: Sequence[Lora
             "Use --lora, or a model with two experts"
         )
     return {
-        component: AdaptedCheckpoint(checkpoint / name, [lora for lora in loras if lora.expert == number], lora_aliases)
+        component: AdaptedCheckpoint(checkpoint / name, [lora for lora in loras if lora.expert == number], _NAMES)
         for number, (component, name) in enumerate(zip(("step", "step_2"), experts, strict=False), 1)
     }
 
@@ -196,7 +198,7 @@ def _trace_step(
     denoiser = WanDenoiser(transformer, per_token_timestep=conditioning.kind == "clean", dtype=dtype)
     step = Step(denoiser, conditioning.kind, geometry.temporal)
     image = reference.image_shape(folder.parent, transformer.config) if conditioning.image_tokens else None
-    sources = {"denoiser.transformer.": weights}
+    sources = {_NAMES.prefix: weights}
     key = (_architecture(config), conditioning, geometry, dtype)
     return {component: trace_step(step, geometry, text, sources, image=image, key=key)}
 

@@ -56,6 +56,11 @@ typedef struct kinograph_options {
     uint64_t weight_budget; /* MiB of a component's weights that TensorRT keeps on the GPU; 0 is all of them */
     int no_cuda_graph;      /* a GPU runs the loop a step at a time */
 
+    /* Files of LoRAs that are added to the transformer's float weights, a strength other than 1 behind an @, as in
+     * "anime.safetensors@0.8"; after the last comes NULL. */
+    const char *const *loras;
+    const char *const *loras_2; /* those of a second expert */
+
     /* How far the bundle is verified, as `progress` of kinograph_callbacks. Anything but 0 gives up:
      * `kinograph_open` returns KINOGRAPH_CANCELLED. */
     int (*progress)(void *user, const char *stage, double done, double total, const char *unit);

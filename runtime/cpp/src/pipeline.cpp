@@ -27,6 +27,8 @@ std::vector<std::string> command_line(const kinograph_options &options) {
         words.insert(words.end(), {"--weight-budget", std::to_string(options.weight_budget)});
     }
     if (options.no_cuda_graph) words.push_back("--no-cuda-graph");
+    for (const char *const *lora = options.loras; lora && *lora; ++lora) words.insert(words.end(), {"--lora", *lora});
+    for (const char *const *lora = options.loras_2; lora && *lora; ++lora) words.insert(words.end(), {"--lora-2", *lora});
     if (options.bundle) words.insert(words.end(), {"--", options.bundle});
     return words;
 }

@@ -1,13 +1,22 @@
-"""What LoRA files call the layers of Wan's transformer, which diffusers has given names of its own."""
+"""What LoRA files call the layers of a family's transformers, to which diffusers has given names of its own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
-__all__ = ["lora_aliases"]
+__all__ = ["FAMILIES", "Names"]
 
-_ORIGINAL = [  # of diffusers' names, the end or the whole, and what Wan's own code has in its place
+
+class Names(NamedTuple):
+    """What the weights of a transformer begin with in the graph of a step, and what files call a layer of it."""
+
+    prefix: str
+    aliases: Callable[[str], Iterator[str]]
+
+
+_WAN = [  # of diffusers' names, the end or the whole, and what Wan's own code has in its place
     (r"attn1\.to_([qkv])", r"self_attn.\1"),
     (r"attn1\.to_out\.0", r"self_attn.o"),
     (r"attn1\.norm_([qk])", r"self_attn.norm_\1"),
@@ -33,13 +42,18 @@ _ORIGINAL = [  # of diffusers' names, the end or the whole, and what Wan's own c
 ]
 
 
-def lora_aliases(layer: str) -> Iterator[str]:
+def _wan(layer: str) -> Iterator[str]:
     """`blocks.0.attn1.to_q` as diffusers, as Wan's own code and ComfyUI, and as kohya's scripts write it."""
     yield f"transformer.{layer}"
-    block, inner = re.fullmatch(r"(blocks\.\d+\.)?(.*)", layer).groups("")  # type: ignore[union-attr] - matches always
-    for pattern, original in _ORIGINAL:
+    match = re.match(r"blocks\.\d+\.", layer)
+    block = match[0] if match else ""
+    inner = layer.removeprefix(block)
+    for pattern, original in _WAN:
         if re.fullmatch(pattern, inner):
             name = block + re.sub(pattern, original, inner)
             yield name
             yield f"diffusion_model.{name}"
             yield "lora_unet_" + name.replace(".", "_")
+
+
+FAMILIES: Mapping[str, Names] = {"wan": Names("denoiser.transformer.", _wan)}
