@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import kinograph
 from kinograph.bundle import Bundle
@@ -22,6 +23,7 @@ from kinograph.engines.fake_tensorrt import FakeToolkit
 from kinograph.engines.ort import OrtDevice
 from kinograph.engines.tensorrt_device import TensorRTDevice
 from kinograph.errors import BundleError, Interrupted, KinographError, MemoryLimitError
+from kinograph.runtime.adapted import AdaptedBundle
 from kinograph.runtime.locate import open_bundle, starter_bundle
 from kinograph.runtime.pipeline import Pipeline
 
@@ -117,6 +119,21 @@ def test_a_graph_holds_no_more_than_there_is_time_for(tmp_path: Path, expected: 
     with rigged(tmp_path) as rig:
         steps = [event.index for event in rig.pipe.run(REQUEST) if isinstance(event, kinograph.StepDone)]
         assert steps == [3], "several steps in a launch are told as the last of them"
+
+
+def test_with_a_lora_the_step_alone_is_another_engine(tmp_path: Path, expected: np.ndarray) -> None:
+    layer, file = "transformer.blocks.0.attn1.to_q.lora", tmp_path / "style.safetensors"
+    up, down = np.random.default_rng(0).standard_normal((2, 256, 4)).astype("f")
+    save_file({f"{layer}_A.weight": np.ascontiguousarray(down.T), f"{layer}_B.weight": up}, file)
+    with rigged(tmp_path) as rig:
+        assert np.array_equal(rig.frames(), expected)
+    for built in (["step"], []):
+        with rigged(tmp_path, opened=AdaptedBundle(open_bundle(None), [kinograph.Lora(file)])) as rig:
+            assert not np.array_equal(rig.frames(), expected)
+            assert [component for component, _ in rig.toolkit.built] == built
+    with rigged(tmp_path) as rig:
+        assert np.array_equal(rig.frames(), expected)
+        assert rig.toolkit.built == []
 
 
 def test_a_speed_level_that_guides_some_steps_is_one_graph_too(tmp_path: Path) -> None:
