@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from kinograph.console import Console
+from kinograph.errors import UsageError
 
 __all__ = [
     "THE_BUNDLES",
@@ -23,7 +24,7 @@ __all__ = [
     "size",
 ]
 
-_LORA = re.compile(r"(?P<path>.+)@(?P<strength>-?[0-9]{1,4}(?:\.[0-9]{1,6})?)", re.DOTALL)
+_STRENGTH = re.compile(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?")
 THE_BUNDLES = "  [default: the bundle's]"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -60,10 +61,14 @@ def _lora(option: str, expert: int) -> Any:
     """`FILE` or `FILE@STRENGTH`; a file of that very name comes first."""
     from kinograph.bundle.lora import Lora
 
-    match = _LORA.fullmatch(option)
-    if match is None or Path(option).exists():
+    path, _, strength = option.rpartition("@")
+    if not path or Path(option).exists():
         return Lora(option, expert=expert)
-    return Lora(match["path"], float(match["strength"]), expert)
+    if _STRENGTH.fullmatch(strength):
+        return Lora(path, float(strength), expert)
+    if Path(path).exists():
+        raise UsageError(f"--lora {option}: {strength!r} is no strength. Give a number, such as {path}@0.8")
+    return Lora(option, expert=expert)
 
 
 def progress_options(command: Callable[..., Any]) -> Callable[..., Any]:

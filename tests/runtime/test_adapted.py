@@ -140,6 +140,18 @@ def test_the_command_tells_of_it_and_goes_on_with_nothing_else(
     assert "holds latents of another lora" in capsys.readouterr().err
 
 
+def test_a_strength_is_a_number_unless_the_file_has_that_name(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", PROMPT, "--lora", f"{lora}@strong"]) == 2
+    assert f"'strong' is no strength. Give a number, such as {lora}@0.8" in capsys.readouterr().err
+    named = lora.rename(tmp_path / "style@2")
+    short = ["--size", "64x64", "--frames", "5", "--steps", "2", "-o", str(tmp_path / "out.mp4"), "--json"]
+    assert main(["generate", PROMPT, *short, "--lora", str(named)]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["loras"]
+    assert (told["name"], told["strength"]) == ("style@2", 1.0)
+
+
 @pytest.mark.parametrize("command", ["generate", "batch", "serve"])
 def test_wrong_files_end_a_command_before_it_begins(
     command: str, lora: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
